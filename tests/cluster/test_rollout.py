@@ -312,6 +312,46 @@ def test_an_image_that_fails_leaves_the_checkpoint_that_served(cluster, serving_
     assert serves(serving_old) == image
 
 
+SCALED = "/apis/http.keda.sh/v1alpha1/namespaces/ml/httpscaledobjects/depth"
+
+
+@pytest.fixture
+def to_zero(cluster, serving_old):
+    """The endpoint without a pod, which only its HTTPScaledObject starts; its least pods."""
+    serving_old.endpoint()["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] = (
+        "external"
+    )
+    cluster.resources[SCALED] = {"kind": "HTTPScaledObject", "spec": {"replicas": {"min": 0}}}
+
+    def least():
+        return cluster.resources[SCALED]["spec"]["replicas"]["min"]
+
+    return least
+
+
+@pytest.mark.parametrize("model", [OLD, NEW])
+def test_an_endpoint_that_scales_to_zero_keeps_a_pod_meanwhile(
+    cluster, serving_old, to_zero, model
+):
+    seen = []
+
+    def check(url):
+        seen.append(to_zero())
+        return "all images"
+
+    assert go(cluster, model, check=check).changed == (model is NEW)
+    assert set(seen) == {1}
+    assert to_zero() == 0
+    assert serves(serving_old) == model
+
+
+def test_a_refused_rollout_lets_it_scale_to_zero_again(cluster, serving_old, to_zero):
+    with pytest.raises(GateError):
+        go(cluster, NEW, check=failing)
+    assert to_zero() == 0
+    assert serves(serving_old) == OLD
+
+
 # Refusals.
 
 

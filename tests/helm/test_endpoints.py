@@ -51,8 +51,8 @@ def test_the_chart_and_a_rollout_mount_the_same_image(scheme):
     uri = f"{scheme}://registry.example.com:5000/vision/depth:1"
     config = InferenceServiceConfig(name="depth", namespace="ml", max_replicas=3)
     made = inference_service(config, PromotedModel(uri=uri))
-    values = deep(profile(""), "serving.endpoints", [{**ENDPOINT, "modelUri": uri}])
-    resources = render({**values, "pipelines": {"enabled": False}})
+    values = deep(lean(""), "serving.endpoints", [{**ENDPOINT, "modelUri": uri}])
+    resources = render(values)
     (chart,) = [r for r in resources if r["kind"] == "InferenceService"]
     assert chart["spec"]["predictor"]["model"] == made["spec"]["predictor"]["model"]
     assert refusal(chart, None) == ""
@@ -74,6 +74,53 @@ def test_an_endpoint_that_doesnt_scale_has_no_autoscaler_of_kserves():
     assert annotations["serving.kserve.io/autoscalerClass"] == "none"
     annotations = rendered(AUTOSCALED, "InferenceService")["metadata"]["annotations"]
     assert annotations["serving.kserve.io/autoscalerClass"] == "keda"
+
+
+TO_ZERO = {
+    **deep(lean(""), "autoscaling", {"http": {"enabled": True, "domain": "example.com"}}),
+    "serving": {"endpoints": [{**ENDPOINT, "minReplicas": 0}]},
+}
+
+
+def test_an_endpoint_scales_to_zero_by_the_add_ons_requests():
+    resources = {(r["kind"], r["metadata"]["name"]): r for r in render(TO_ZERO)}
+    service = resources["InferenceService", "depth"]
+    # KServe leaves the number of pods alone, and allows a canary only with one.
+    assert service["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "external"
+    assert service["spec"]["predictor"]["minReplicas"] == 1
+    assert refusal(service, None) == ""
+    spec = resources["HTTPScaledObject", "depth"]["spec"]
+    assert spec == {
+        "hosts": [
+            "depth-proxy.ml",
+            "depth-proxy.ml.svc.cluster.local",
+            "depth-endpoint.ml",
+            "depth-endpoint.ml.svc.cluster.local",
+            "depth.example.com",
+        ],
+        "scaleTargetRef": {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "name": "depth-stable-predictor",
+            "service": "depth-endpoint",
+            "port": 80,
+        },
+        "replicas": {"min": 0, "max": 3},
+        "scaledownPeriod": 300,
+        "scalingMetric": {"concurrency": {"targetValue": 8}},
+        "timeouts": {"conditionWait": "300s", "responseHeader": "60s"},
+    }
+    proxy = resources["Service", "depth-proxy"]["spec"]
+    assert proxy["externalName"] == "keda-add-ons-http-interceptor-proxy.keda.svc.cluster.local"
+    (rule,) = resources["NetworkPolicy", "clipmill-allow-inference"]["spec"]["ingress"]
+    names = [f["namespaceSelector"]["matchLabels"] for f in rule["from"] if "namespaceSelector" in f]
+    assert {"kubernetes.io/metadata.name": "keda"} in names
+
+
+def test_without_the_add_ons_crd_endpoints_keep_their_pods():
+    values = deep(TO_ZERO, "serving.endpoints", [ENDPOINT])
+    kinds = {r["kind"] for r in render({**values, "crds": "auto"})}
+    assert "HTTPScaledObject" not in kinds
 
 
 @pytest.mark.parametrize("seconds", [60, 300])
@@ -119,6 +166,7 @@ def test_the_role_that_deploys_may_do_what_a_rollout_does():
         *(("", "services", verb) for verb in ("get", "create", "patch")),
         ("serving.kserve.io", "servingruntimes", "get"),
         ("gateway.networking.k8s.io", "httproutes", "get"),
+        *(("http.keda.sh", "httpscaledobjects", verb) for verb in ("get", "patch")),
         ("", "pods", "list"),
     }
     assert needed <= allowed

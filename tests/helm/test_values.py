@@ -99,6 +99,10 @@ IMPOSSIBLE = {
         deep({}, "serving.endpoints", [{**ENDPOINT, "name": "demo"}]),
         'serving.endpoints has the name "demo", which is the chart\'s own',
     ),
+    "two autoscalers": (
+        deep({}, "autoscaling", {"enabled": True, "http": {"enabled": True}}),
+        "autoscaling.enabled and autoscaling.http.enabled are both true",
+    ),
     "variables of no tracker": (
         deep({}, "tracking.environment", {"WANDB_API_KEY": "x"}),
         "tracking.environment is set, but tracking.uri is empty",

@@ -16,6 +16,15 @@
 {{- if and .Values.autoscaling.enabled (include "clipmill.has" (dict "root" . "api" "keda.sh/v1alpha1/ScaledObject")) -}}yes{{- end -}}
 {{- end -}}
 
+{{- define "clipmill.hasHttpScaling" -}}
+{{- if and .Values.autoscaling.http.enabled (include "clipmill.has" (dict "root" . "api" "http.keda.sh/v1alpha1/HTTPScaledObject")) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* Who decides an endpoint's number of pods. Without a class KServe scales by CPU. */}}
+{{- define "clipmill.autoscalerClass" -}}
+{{- if include "clipmill.hasKeda" . }}keda{{ else if include "clipmill.hasHttpScaling" . }}external{{ else }}none{{ end -}}
+{{- end -}}
+
 {{/*
 A predictor's settings, whichever model it serves: dict "root" $ "name" NAME. The ServingRuntimes
 carry them too, with ENDPOINT for the name: rollouts make new endpoints with them.

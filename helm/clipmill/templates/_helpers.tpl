@@ -104,6 +104,9 @@ the schema's to refuse.
 {{- if and $values.autoscaling.enabled (not $values.monitoring.enabled) -}}
 {{- $wrong = append $wrong "autoscaling.enabled is true, but monitoring.enabled is false, so no Prometheus has the figures to scale by: set it to true" -}}
 {{- end -}}
+{{- if and $values.autoscaling.enabled $values.autoscaling.http.enabled -}}
+{{- $wrong = append $wrong "autoscaling.enabled and autoscaling.http.enabled are both true, but an endpoint has one autoscaler: set enabled to false to scale to zero by requests, or http.enabled to false to scale by Prometheus' figures" -}}
+{{- end -}}
 {{- with $wrong -}}{{- fail (join "; " .) -}}{{- end -}}
 {{- end -}}
 
@@ -229,6 +232,7 @@ limits: {{- $amounts | nindent 2 }}
   (list .Values.monitoring.enabled "monitoring" "monitoring.coreos.com/v1/PodMonitor")
   (list .Values.kueue.enabled "kueue" "kueue.x-k8s.io/v1beta2/ClusterQueue")
   (list .Values.autoscaling.enabled "autoscaling" "keda.sh/v1alpha1/ScaledObject")
+  (list .Values.autoscaling.http.enabled "autoscaling.http" "http.keda.sh/v1alpha1/HTTPScaledObject")
   (list (and .Values.demo.enabled .Values.demo.route.gateway) "demo.route" "gateway.networking.k8s.io/v1/HTTPRoute")
   (list .Values.dataPlane.enabled "dataPlane" "argoproj.io/v1alpha1/Workflow") -}}
 {{- range $parts -}}

@@ -31,6 +31,7 @@ class Kind:
 
 TRAIN_JOB = Kind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
 INFERENCE_SERVICE = Kind(group="serving.kserve.io", version="v1beta1", plural="inferenceservices")
+HTTP_SCALED_OBJECT = Kind(group="http.keda.sh", version="v1alpha1", plural="httpscaledobjects")
 SERVING_RUNTIME = Kind(group="serving.kserve.io", version="v1alpha1", plural="servingruntimes")
 HTTP_ROUTE = Kind(group="gateway.networking.k8s.io", version="v1", plural="httproutes")
 SERVICE = Kind(group="", version="v1", plural="services")

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from clipmill.cluster.api import INFERENCE_SERVICE, SERVICE, ClusterApi
+from clipmill.cluster.api import HTTP_SCALED_OBJECT, INFERENCE_SERVICE, SERVICE, ClusterApi
 from clipmill.cluster.endpoint_status import (
     accepted_route,
     are_serving,
@@ -20,6 +20,7 @@ from clipmill.cluster.endpoint_status import (
     traffic_percent,
 )
 from clipmill.cluster.kserve import (
+    AUTOSCALER_ANNOTATION,
     CANARY,
     MODEL_ANNOTATION,
     STABLE,
@@ -208,9 +209,10 @@ def rollout(
         )
     _require_task(endpoint, model, served)
     run.ensure_service(current)
-    if model.is_same_as(served):
-        return run.confirm(current)
-    return run.replace(stable)
+    with exiting_on_sigterm(), run.kept_awake(current):
+        if model.is_same_as(served):
+            return run.confirm(current)
+        return run.replace(stable)
 
 
 def _require_task(
@@ -274,6 +276,29 @@ class _Rollout:
             current = self._patch({"spec": {"canary": [], "predictor": fields}})
             evidence.append(self._check_stable(current))
         return self._result(changed=True, evidence=tuple(evidence))
+
+    @contextmanager
+    def kept_awake(self, current: dict[str, Any]) -> Iterator[None]:
+        """Keep a pod of an endpoint that scales to zero: its checks don't pass the add-on."""
+        annotations = current["metadata"].get("annotations") or {}
+        resource = (HTTP_SCALED_OBJECT, self.endpoint.namespace, self.endpoint.name)
+        is_external = annotations.get(AUTOSCALER_ANNOTATION) == "external"
+        scaled = self.api.get(*resource) if is_external else None
+        if scaled is None or scaled["spec"].get("replicas", {}).get("min", 0) > 0:
+            yield
+            return
+        self.api.patch(*resource, {"spec": {"replicas": {"min": 1}}})
+        try:
+            yield
+        finally:
+            try:
+                self.api.patch(*resource, {"spec": {"replicas": {"min": 0}}})
+            except ClipmillError as error:
+                _logger.warning(
+                    "%s keeps a pod: set spec.replicas.min of its HTTPScaledObject to 0: %s",
+                    self.endpoint.name,
+                    error,
+                )
 
     def ensure_service(self, owner: dict[str, Any]) -> None:
         """Make the endpoint's Service, or correct what it selects."""
