@@ -5,6 +5,7 @@ import json
 import pytest
 from helpers.helm_chart import ENDPOINT, PROFILES, deep, lean, render
 from helpers.kserve_cluster import refusal
+from helpers.strict_schemas import findings
 
 from clipmill.cluster.kserve import (
     PREDICTOR_ANNOTATION,
@@ -115,6 +116,14 @@ def test_an_endpoint_scales_to_zero_by_the_add_ons_requests():
     (rule,) = resources["NetworkPolicy", "clipmill-allow-inference"]["spec"]["ingress"]
     names = [f["namespaceSelector"]["matchLabels"] for f in rule["from"] if "namespaceSelector" in f]
     assert {"kubernetes.io/metadata.name": "keda"} in names
+
+
+def test_the_add_ons_definition_takes_its_object():
+    (scaled,) = [r for r in render(TO_ZERO) if r["kind"] == "HTTPScaledObject"]
+    found = findings(scaled)
+    if any("no definition" in text for text in found):
+        pytest.skip("CLIPMILL_CRDS has no definition of http.keda.sh/v1alpha1")
+    assert found == []
 
 
 def test_without_the_add_ons_crd_endpoints_keep_their_pods():
