@@ -54,7 +54,7 @@ def _require_container(task: dsl.PipelineTask) -> None:
 
 # For a name in the message, KFP 2.17's own reads the source of every caller, and looks through all
 # modules for it, each time: 13 s for these pipelines, two minutes where PyTorch is loaded.
-dsl.PipelineTask._ensure_container_spec_exists = _require_container
+dsl.PipelineTask._ensure_container_spec_exists = _require_container  # noqa: SLF001
 
 
 def on_pool(
