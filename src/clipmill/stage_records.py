@@ -18,12 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clipmill import registry, tracking
 from clipmill.errors import ConfigError, UserError
 from clipmill.lineage import artifact_at, read_artifact
 from clipmill.processes import local_rank
 from clipmill.storage import join, open_store, read_json, require_writable, write_json
 from clipmill.telemetry import serve_metrics_once
-from clipmill.tracking import check_tracking, is_tracked, register_promotion, track_artifact
+from clipmill.tracking import check_tracking, is_tracked, track_artifact
 
 ProgressCallback = Callable[[int, int, str], None]
 """Callback with the amount done, the total, and a short message."""
@@ -83,6 +84,7 @@ class Stage:
         if address := os.environ.get(METRICS_VARIABLE):
             _serve_metrics(address)
         check_tracking()
+        registry.check_registry()
         self._started = time.time()
         self._write_event({"event": "start"})
         return self
@@ -146,12 +148,16 @@ class Stage:
         self._write_event({"event": "end", "seconds": seconds, "reused": not self._worked})
 
     def _track(self, seconds: float) -> None:
-        """Send the stage's artifact to the tracker, if one is configured."""
-        if not (self._output and is_tracked() and artifact_at(self._output)):
+        """Send the stage's artifact to the tracker or registry, if one is configured."""
+        is_wanted = is_tracked() or registry.is_kubeflow()
+        if not (self._output and is_wanted and artifact_at(self._output)):
             return
         artifact = read_artifact(self._output)
         if artifact["kind"] == "promotion":
-            register_promotion(artifact)
+            of_tracker = tracking.register_promotion
+            (registry.register_promotion if registry.is_kubeflow() else of_tracker)(artifact)
+            return
+        if not is_tracked():
             return
         name = f"{self.name} {self.label}".strip()
         spent = seconds if self._worked else None

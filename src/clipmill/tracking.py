@@ -261,6 +261,16 @@ def register_promotion(artifact: Mapping[str, Any]) -> None:
     close_run(model["uri"], "finished")
 
 
+def mlflow_client(address: str) -> Any:
+    """Return MLflow's client of a server or store; empty for ``MLFLOW_TRACKING_URI``."""
+    # Its own 5 retries of 120 s would keep the end of a stage waiting.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+
+    return MlflowClient(address or None)
+
+
 class MlflowTracker(Tracker):
     """A run in MLflow, of the experiment ``MLFLOW_EXPERIMENT_NAME`` (default: ``clipmill``)."""
 
@@ -272,12 +282,7 @@ class MlflowTracker(Tracker):
     @classmethod
     def open(cls, address: str, uri: str) -> Self:
         """Find the run of an artifact, or create it."""
-        # Its own 5 retries of 120 s would keep the end of a stage waiting.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        from mlflow import MlflowClient
-
-        client = MlflowClient(address or None)
+        client = mlflow_client(address)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
         experiment = client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)

@@ -7,17 +7,20 @@ from threading import Timer
 import numpy as np
 import pytest
 
+from clipmill.cluster import canary_checks
 from clipmill.cluster.canary_checks import agreement, check_answers
 from clipmill.cluster.kserve import InferenceServiceConfig, served_model
-from clipmill.cluster.rollout import RolloutConfig, deploy_promotion
-from clipmill.errors import ConfigError, GateError, NotFoundError, ServerError
-from clipmill.lineage import Parent
+from clipmill.cluster.rollout import RolloutConfig, deploy_promotion, rollback
+from clipmill.errors import ArtifactError, ConfigError, GateError, NotFoundError, ServerError
+from clipmill.lineage import Parent, read_artifact
 from clipmill.models.checkpoint import CheckpointMetadata, save_checkpoint
 from clipmill.processes import free_port
+from clipmill.registry import REGISTRY_VARIABLE, KubeflowRegistry, open_registry
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.tasks.evaluation import EvaluationResult
+from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.visualization import encode_png
 from helpers.kserve_cluster import ISVC, KServe
+from helpers.kubeflow_registry import Registry, serving
 
 ENDPOINT = InferenceServiceConfig(name="depth", namespace="ml")
 QUICK = RolloutConfig(
@@ -178,3 +181,99 @@ def test_agreement_counts_what_is_drawn():
     assert agreement(drawn, drawn, IMAGE) == 1.0
     assert agreement(drawn, plain, IMAGE) < 0.05
     assert agreement(drawn, drawn[:50], IMAGE) == 0.0
+
+
+@pytest.fixture
+def registered(promotion, tmp_path, monkeypatch):
+    """A registry with two versions of the depth model, the second promoted; their evaluations."""
+    versions = {"m": join(str(tmp_path), "evaluations/e")}
+    other = checkpoint(str(tmp_path), "n")
+    versions["n"] = join(str(tmp_path), "evaluations/f")
+    data = {"role": "data", "uri": "d", "digest": "d"}
+    write_bytes(join(versions["n"], "00-image.png"), encode_png(IMAGE))
+    write_json(
+        join(versions["n"], "evaluation.json"),
+        {
+            "format": 1, "kind": "evaluation", "digest": "f", "task": "depth",
+            "metrics": {"rmse": 0.3}, "num_samples": 1,
+            "parents": [other.as_parent("model").to_json(), data],
+        },
+    )  # fmt: skip
+    with serving(Registry()) as url:
+        monkeypatch.setenv(REGISTRY_VARIABLE, f"kubeflow:{url}")
+        for evaluation in versions.values():
+            result = read_evaluation(evaluation)
+            model = read_artifact(result.model.uri) | {"uri": result.model.uri}
+            found = {"uri": evaluation, "metrics": result.metrics}
+            KubeflowRegistry(url).register("depth", model, found)
+        yield versions
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Endpoints that answer as evaluated: nothing can be served here."""
+    monkeypatch.setattr(canary_checks, "check_answers", lambda *_, **__: "all images")
+
+
+def serves(kserve):
+    resource = kserve.endpoint()
+    model = served_model(resource["spec"]["predictor"])
+    labels = resource["metadata"]["labels"]
+    version = labels.get("modelregistry.kubeflow.org/model-version-id")
+    assert (
+        labels.get("clipmill.io/model-version")
+        == version
+        == model.labels.get("clipmill.io/model-version")
+    )
+    return model.uri.rpartition("/")[2], version
+
+
+@pytest.mark.usefixtures("answering")
+def test_an_endpoint_is_rolled_back_by_version_and_by_digest(cluster, promotion, registered):
+    kserve = KServe(cluster)
+    api = cluster.api()
+    deploy_promotion(promotion, ENDPOINT, QUICK, api=api)
+    newest, oldest = open_registry().versions("clipmill-depth")
+    assert serves(kserve) == ("m", oldest.version)
+    assert rollback(newest.version, ENDPOINT, QUICK, api=api).changed
+    assert serves(kserve) == ("n", newest.version)
+    done = rollback(oldest.digest[:12], ENDPOINT, QUICK, api=api)
+    assert (done.changed, done.digest) == (True, oldest.digest)
+    assert serves(kserve) == ("m", oldest.version)
+    # It serves already.
+    assert not rollback(oldest.version, ENDPOINT, QUICK, api=api).changed
+    assert served_model(kserve.endpoint()["spec"]["predictor"]).metrics == {"rmse": 0.4}
+
+
+@pytest.mark.usefixtures("answering")
+def test_a_rollback_to_what_isnt_there_changes_nothing(
+    cluster, promotion, registered, tmp_path, monkeypatch
+):
+    kserve, api = KServe(cluster), cluster.api()
+    with pytest.raises(ConfigError, match="no endpoint depth"):
+        rollback("1", ENDPOINT, QUICK, api=api)
+    deploy_promotion(promotion, ENDPOINT, QUICK, api=api)
+    before = serves(kserve)
+    newest, _ = open_registry().versions("clipmill-depth")
+    with pytest.raises(NotFoundError, match="no version 77"):
+        rollback("77", ENDPOINT, QUICK, api=api)
+    # Another model lies where the version's was.
+    checkpoint(str(tmp_path), "n", task="segmentation")
+    with pytest.raises(ArtifactError, match="restore the model"):
+        rollback(newest.version, ENDPOINT, QUICK, api=api)
+    (tmp_path / "models" / "n" / "model.json").unlink()
+    with pytest.raises(NotFoundError):
+        rollback(newest.version, ENDPOINT, QUICK, api=api)
+    monkeypatch.delenv(REGISTRY_VARIABLE)
+    with pytest.raises(ConfigError, match="no registry is configured"):
+        rollback(newest.version, ENDPOINT, QUICK, api=api)
+    assert serves(kserve) == before
+
+
+@pytest.mark.usefixtures("answering")
+def test_a_registry_that_is_away_holds_no_deployment_up(cluster, promotion, monkeypatch, caplog):
+    kserve = KServe(cluster)
+    monkeypatch.setenv(REGISTRY_VARIABLE, f"kubeflow:http://127.0.0.1:{free_port()}")
+    deploy_promotion(promotion, ENDPOINT, QUICK, api=cluster.api())
+    assert serves(kserve) == ("m", None)
+    assert "no labels of the registry" in caplog.text

@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -310,6 +311,38 @@ def test_an_image_that_fails_leaves_the_checkpoint_that_served(cluster, serving_
     with pytest.raises(GateError):
         go(cluster, NEW, check=failing_once_stable)
     assert serves(serving_old) == image
+
+
+LABELS = {
+    "modelregistry.kubeflow.org/registered-model-id": "1",
+    "modelregistry.kubeflow.org/model-version-id": "3",
+    "clipmill.io/registered-model": "clipmill-depth",
+    "clipmill.io/model-version": "3",
+}
+
+
+def registry_labels(kserve):
+    labels = kserve.endpoint()["metadata"]["labels"]
+    return {key: value for key, value in labels.items() if key in LABELS}
+
+
+def test_the_endpoint_has_the_labels_of_the_registered_version_that_serves(cluster, kserve):
+    first = replace(OLD, labels={**LABELS, "clipmill.io/model-version": "2"})
+    go(cluster, first)
+    assert registry_labels(kserve) == first.labels
+    second = replace(NEW, labels=LABELS)
+    with pytest.raises(GateError):
+        go(cluster, second, check=failing_once_stable)
+    assert registry_labels(kserve) == first.labels
+    with pytest.raises(GateError):
+        go(cluster, second, check=failing)
+    assert registry_labels(kserve) == first.labels
+    assert go(cluster, second).changed
+    assert registry_labels(kserve) == LABELS
+    # A model that isn't registered has none, and other labels stay.
+    assert go(cluster, OLD).changed
+    assert registry_labels(kserve) == {}
+    assert kserve.endpoint()["metadata"]["labels"]["app.kubernetes.io/name"] == "clipmill"
 
 
 SCALED = "/apis/http.keda.sh/v1alpha1/namespaces/ml/httpscaledobjects/depth"

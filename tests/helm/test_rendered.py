@@ -419,3 +419,12 @@ def test_the_tracker_reaches_tasks_by_a_secret():
         assert secret["stringData"] == {"CLIPMILL_TRACKING": uri, **token}
         assert secret["stringData"].keys() <= set(TRACKING_VARIABLES)
     assert TRACKING_SECRET not in {r["metadata"]["name"] for r in render(profile(""))}
+
+
+def test_kubeflows_registry_reaches_tasks_without_a_tracker():
+    registry = "kubeflow:http://model-registry-service.kubeflow:8080"
+    token = {"CLIPMILL_REGISTRY_TOKEN": "secret"}
+    values = deep(LEAN, "tracking", {"registry": registry, "environment": token})
+    (secret,) = [r for r in checked(values) if r["metadata"]["name"] == TRACKING_SECRET]
+    assert secret["stringData"] == {"CLIPMILL_REGISTRY": registry, **token}
+    assert secret["stringData"].keys() <= set(TRACKING_VARIABLES)

@@ -21,6 +21,8 @@ WRONG = {
         [{**ENDPOINT, "modelUri": "docker://r.example.com/depth:1"}],
         "modelUri",
     ),
+    "registry without a URL": ("tracking.registry", "kubeflow:registry", "/tracking/registry"),
+    "registry of MLflow": ("tracking.registry", "mlflow:http://a", "/tracking/registry"),
     "endpoint's name": ("serving.endpoints", [{**ENDPOINT, "name": "My_Model"}], "name"),
     "endpoint's runtime": ("serving.endpoints", [{**ENDPOINT, "runtime": "tpu"}], "runtime"),
     "pool without memory": ("pools.gpu", {"cpu": 1, "memoryGibibytes": 0}, "memoryGibibytes"),

@@ -11,12 +11,13 @@ import typer
 from clipmill.cli import entry
 from clipmill.cli.entry import current_arguments
 from clipmill.cli.extras import needs
-from clipmill.cli.options import Json, Set, one_of
+from clipmill.cli.options import Json, Set, one_of, registered, tracked
 from clipmill.cli.output import format_table, print_next
 from clipmill.errors import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
     from clipmill.cluster.doctor.checks import Part
+    from clipmill.cluster.rollout import Rollout
 
 cluster = typer.Typer(
     help="Training jobs, data workflows and endpoints on Kubernetes.", no_args_is_help=True
@@ -282,6 +283,8 @@ def _doctor_table(parts: "Sequence[Part]") -> str:
 
 @cluster.command("deploy")
 @needs("cluster")
+@registered
+@tracked
 def cluster_deploy(
     promotion: Annotated[str, typer.Argument(metavar="PROMOTION", help="URI of a promotion.")],
     endpoint: Annotated[str, typer.Option(metavar="NAME", help="Name of the endpoint.")],
@@ -316,6 +319,40 @@ def cluster_deploy(
     service = InferenceServiceConfig.from_json({**settings, "prometheus": prometheus})
     config = RolloutConfig().override(sets or [])
     rollout = deploy_promotion(promotion, service, config, image=image)
+    _print_rollout(rollout, endpoint, namespace, as_json=as_json)
+
+
+@cluster.command("rollback")
+@needs("cluster")
+@registered
+@tracked
+def cluster_rollback(
+    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="Name of the endpoint.")],
+    to_version: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION",
+            help="Version in the registry: its number, or 8 or more characters of its digest.",
+        ),
+    ],
+    namespace: Namespace = "default",
+    prometheus: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Prometheus URL used to monitor the canary's error rate."),
+    ] = "",
+    sets: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Roll an endpoint back to a registered version of its model; prints its digest."""
+    from clipmill.cluster.kserve import InferenceServiceConfig
+    from clipmill.cluster.rollout import RolloutConfig, rollback
+
+    service = InferenceServiceConfig(name=endpoint, namespace=namespace, prometheus=prometheus)
+    done = rollback(to_version, service, RolloutConfig().override(sets or []))
+    _print_rollout(done, endpoint, namespace, as_json=as_json)
+
+
+def _print_rollout(rollout: "Rollout", endpoint: str, namespace: str, *, as_json: bool) -> None:
     value = {**dataclasses.asdict(rollout), "namespace": namespace}
     typer.echo(json.dumps(value) if as_json else rollout.digest)
     if not as_json:

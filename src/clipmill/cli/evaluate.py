@@ -17,6 +17,7 @@ from clipmill.cli.options import (
     Store,
     Task,
     recipe_option,
+    registered,
     require_output,
     tracked,
 )
@@ -161,6 +162,7 @@ def attention(
         typer.echo(str(page))
 
 
+@registered
 @tracked
 def promote(
     task: Task,

@@ -15,6 +15,7 @@ from clipmill.cli.extras import require
 from clipmill.cli.output import print_hint, print_next
 from clipmill.cost import PRICE_VARIABLE, DevicePrice
 from clipmill.errors import StorageError
+from clipmill.registry import REGISTRY_VARIABLE, check_registry
 from clipmill.tracking import TRACKING_VARIABLE, check_tracking
 
 TASKS: Final = ("classification", "detection", "segmentation", "depth")
@@ -27,6 +28,16 @@ Tracking = Annotated[
         metavar="TRACKER",
         help="Experiment tracker: mlflow:URI, tensorboard:FOLDER or wandb:PROJECT "
         f"(default: ${TRACKING_VARIABLE}).",
+    ),
+]
+
+Registry = Annotated[
+    str,
+    typer.Option(
+        "--registry",
+        metavar="REGISTRY",
+        help="Registry of promoted models, kubeflow:URL, instead of that of an MLflow tracker "
+        f"(default: ${REGISTRY_VARIABLE}).",
     ),
 ]
 
@@ -44,6 +55,11 @@ DevicePriceOption = Annotated[
 def tracked(command: Callable[..., R]) -> Callable[..., R]:
     """Add ``--tracking`` to a command whose stages a tracker records."""
     return _with_variable(command, "tracking", Tracking, TRACKING_VARIABLE, check_tracking)
+
+
+def registered(command: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--registry`` to a command that registers models, or finds registered ones."""
+    return _with_variable(command, "registry", Registry, REGISTRY_VARIABLE, check_registry)
 
 
 def priced(command: Callable[..., R]) -> Callable[..., R]:

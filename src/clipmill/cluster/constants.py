@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from clipmill.registry import REGISTRY_VARIABLE, TOKEN_VARIABLE
 from clipmill.tracking import TRACKING_VARIABLE
 from clipmill.version import clipmill_version
 
@@ -29,7 +30,7 @@ STORE_VARIABLES: Final = (
 """Keys of that secret, which are the variables that clipmill reads."""
 
 TRACKING_SECRET: Final = "clipmill-tracking"  # noqa: S105  # as above
-"""Optional secret that names the experiment tracker."""
+"""Optional secret that names the experiment tracker and the registry."""
 TRACKING_VARIABLES: Final = (
     TRACKING_VARIABLE,
     "MLFLOW_EXPERIMENT_NAME",
@@ -37,6 +38,8 @@ TRACKING_VARIABLES: Final = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "WANDB_API_KEY",
+    REGISTRY_VARIABLE,
+    TOKEN_VARIABLE,
 )
 """Keys that it may have."""
 

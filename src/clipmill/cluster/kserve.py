@@ -67,6 +67,8 @@ class PromotedModel(Config):
     """Metrics of its evaluation."""
     parents: dict[str, str] = field(default_factory=dict)
     """Digests of its parents by role."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels that name its version in a registry."""
 
     def annotation(self) -> str:
         """Return the value of :data:`MODEL_ANNOTATION`."""
@@ -171,7 +173,7 @@ def inference_service(
         "metadata": {
             "name": endpoint.name,
             "namespace": endpoint.namespace,
-            "labels": _labels(),
+            "labels": {**_labels(), **model.labels},
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
                 # Without a class KServe scales by CPU.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -42,12 +42,14 @@ from clipmill.errors import (
     ClusterError,
     ConfigError,
     GateError,
+    ServerError,
     StorageError,
     UserError,
 )
 from clipmill.models.checkpoint import read_metadata
 from clipmill.processes import exiting_on_sigterm
-from clipmill.tasks.evaluation import EvaluationResult
+from clipmill.registry import REGISTRY_LABELS, open_registry
+from clipmill.tasks.evaluation import EvaluationResult, read_evaluation
 from clipmill.tasks.promotion import read_promotion
 
 _logger = logging.getLogger(__name__)
@@ -135,10 +137,9 @@ def deploy_promotion(
         GateError: the model failed; the model before keeps serving.
         ClusterError: the cluster or Prometheus can't be reached.
     """
-    from clipmill.cluster.canary_checks import Prometheus, check_answers
-
     result = read_promotion(promotion).evaluation
     model = promoted_model(result)
+    model = replace(model, labels=_registered_labels(model))
     if image:
         model = replace(model, uri=image)
         if not model.is_image:
@@ -147,10 +148,93 @@ def deploy_promotion(
                 expected="oci+native://REGISTRY/NAME:TAG, or oci://... with KServe's modelcars",
                 action="push what `clipmill export --to oci-layout` writes, and give its address",
             )
+    return _rollout_evaluated(result, model, endpoint, config, api or ClusterApi())
+
+
+def rollback(
+    version: str,
+    endpoint: InferenceServiceConfig,
+    config: RolloutConfig,
+    *,
+    api: ClusterApi | None = None,
+) -> Rollout:
+    """Roll out a registered version of the endpoint's model, by number or digest.
+
+    It is judged as any rollout is, by the evaluation for which the version was promoted.
+
+    Raises:
+        NotFoundError: the registry has no such version, or its model is gone.
+        ArtifactError: another model lies at the version's URI.
+        ConfigError: no registry is configured, or the endpoint isn't there or isn't clipmill's.
+        ServerError: the registry doesn't answer.
+        GateError, ClusterError: as :func:`deploy_promotion`.
+    """
+    api = api or ClusterApi()
+    registry = open_registry()
+    if registry is None:
+        raise ConfigError(
+            "no registry is configured, so versions aren't known",
+            expected="--registry kubeflow:URL, or --tracking mlflow:URI",
+            action="name the registry, or deploy an earlier promotion by its URI",
+        )
+    found = registry.find(f"clipmill-{_served_task(endpoint, api)}", version)
+    result = read_evaluation(found.evaluation)
+    model = promoted_model(result)
+    digest = read_metadata(model.uri).digest
+    if digest != found.digest:
+        raise ArtifactError(
+            f"{model.uri} has the digest {digest[:12]}",
+            expected=f"{found.digest[:12]}, which {registry.name} has for version {found.version}",
+            action="restore the model, or roll back to another version",
+        )
+    model = replace(model, labels=found.labels)
+    return _rollout_evaluated(result, model, endpoint, config, api)
+
+
+def _served_task(endpoint: InferenceServiceConfig, api: ClusterApi) -> str:
+    current = api.get(INFERENCE_SERVICE, endpoint.namespace, endpoint.name)
+    served = served_model(current["spec"]["predictor"]) if current else None
+    task = "" if served is None else served.task or _read_task(served.uri)
+    if not task:
+        raise ConfigError(
+            f"{endpoint.namespace} has no endpoint {endpoint.name} of clipmill, or its model's "
+            "task is unknown",
+            expected="an endpoint that serves a promoted model",
+            action="run `kubectl get inferenceservices -A`, or deploy a promotion",
+        )
+    return task
+
+
+def _registered_labels(model: PromotedModel) -> dict[str, str]:
+    """Return the labels of the model's version in the registry; none if it isn't registered.
+
+    A registry that is away doesn't hold a rollout up.
+    """
+    registry = open_registry()
+    if registry is None:
+        return {}
+    try:
+        known = registry.versions(f"clipmill-{model.task}")
+    except ServerError as error:
+        _logger.warning("the endpoint gets no labels of the registry: %s", error)
+        return {}
+    return next((v.labels for v in known if v.digest == model.digest), {})
+
+
+def _rollout_evaluated(
+    result: EvaluationResult,
+    model: PromotedModel,
+    endpoint: InferenceServiceConfig,
+    config: RolloutConfig,
+    api: ClusterApi,
+) -> Rollout:
+    """Roll out an evaluated model, judged by its evaluation."""
+    from clipmill.cluster.canary_checks import Prometheus, check_answers
+
     done = rollout(
         endpoint,
         model,
-        api=api or ClusterApi(),
+        api=api,
         check_answers=lambda url: check_answers(
             url,
             endpoint.name,
@@ -212,7 +296,7 @@ def rollout(
     with exiting_on_sigterm(), run.kept_awake(current):
         if model.is_same_as(served):
             return run.confirm(current)
-        return run.replace(stable)
+        return run.replace(current)
 
 
 def _require_task(
@@ -262,18 +346,20 @@ class _Rollout:
             self._patch({"spec": {"canary": []}})
         return self._result(changed=False, evidence=(self._check_stable(current),))
 
-    def replace(self, stable: dict[str, Any]) -> Rollout:
+    def replace(self, current: dict[str, Any]) -> Rollout:
         """Judge the model as a canary, then put it into the stable predictor's place."""
+        stable, labels = current["spec"]["predictor"], current["metadata"].get("labels", {})
         self._require_pods(stable)
         evidence: list[str] = []
-        with exiting_on_sigterm(), self._undoing({"canary": []}):
+        with exiting_on_sigterm(), self._undoing({"spec": {"canary": []}}):
             evidence += self._judge(stable)
             self._require_unchanged(stable)
         # The stable pods are replaced one by one: KServe keeps the Deployment, whose name stays.
-        before = _model_fields(stable)
-        with exiting_on_sigterm(), self._undoing({"canary": [], "predictor": before}):
-            fields = promoted_fields(stable, self.model)
-            current = self._patch({"spec": {"canary": [], "predictor": fields}})
+        before, fields = _model_fields(stable), promoted_fields(stable, self.model)
+        undo = _promotion_patch(before, {key: labels.get(key) for key in REGISTRY_LABELS})
+        with exiting_on_sigterm(), self._undoing(undo):
+            of_model = {key: self.model.labels.get(key) for key in REGISTRY_LABELS}
+            current = self._patch(_promotion_patch(fields, of_model))
             evidence.append(self._check_stable(current))
         return self._result(changed=True, evidence=tuple(evidence))
 
@@ -446,12 +532,12 @@ class _Rollout:
             )
 
     @contextmanager
-    def _undoing(self, spec: dict[str, Any]) -> Iterator[None]:
-        """Restore the spec on any error, an interrupt too: the model before serves on, alone."""
+    def _undoing(self, patch: dict[str, Any]) -> Iterator[None]:
+        """Apply the patch on any error, an interrupt too: the model before serves on, alone."""
         try:
             yield
         except BaseException as error:
-            remains = self._undo(spec)
+            remains = self._undo(patch)
             if isinstance(error, UserError) and not isinstance(error, ClusterError):
                 raise GateError(
                     f"{self.model.uri} was refused by {self.endpoint.name}: {error.what}{remains}",
@@ -464,11 +550,11 @@ class _Rollout:
                 ) from error
             raise
 
-    def _undo(self, spec: dict[str, Any]) -> str:
-        """Patch the spec, again where that fails; return what remains to be done by hand."""
+    def _undo(self, patch: dict[str, Any]) -> str:
+        """Patch, again where that fails; return what remains to be done by hand."""
         for attempt in range(_UNDO_ATTEMPTS):
             try:
-                self._patch({"spec": spec})
+                self._patch(patch)
             except ClipmillError as error:
                 _logger.warning("the canary of %s isn't removed: %s", self.endpoint.name, error)
                 time.sleep(min(self.config.poll_interval_seconds * 2**attempt, _UNDO_SECONDS))
@@ -491,6 +577,14 @@ class _Rollout:
             changed=changed,
             evidence=evidence,
         )
+
+
+def _promotion_patch(predictor: dict[str, Any], labels: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the patch that puts a model into the stable predictor's place, without a canary."""
+    return {
+        "metadata": {"labels": dict(labels)},
+        "spec": {"canary": [], "predictor": predictor},
+    }
 
 
 def _model_fields(predictor: dict[str, Any]) -> dict[str, Any]:
