@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from clipmill.engine import kubernetes
+from clipmill.engine.kubernetes import POD_VARIABLES, PodEvents
 from helpers.api_server import ApiServer, api_server
 from helpers.helm_chart import ENDPOINT, PROFILES, ROOT, STORE, profile, render
 
@@ -60,14 +62,48 @@ RIGHTS = [
     ("clipmill-data", "create", "configmaps", "", False),
     ("clipmill-serve", "get", "secrets", "", False),
     ("clipmill-train", "create", "trainjobs", "trainer.kubeflow.org", False),
+    ("clipmill-train", "create", "events", "", True),
+    ("clipmill-train", "get", "pods", "", False),
 ]
 
 
-def test_accounts_may_do_what_they_need_and_no_more(server):
+@pytest.fixture
+def accounts(server: ApiServer) -> None:
+    """The chart's accounts and their rights."""
     kinds = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
     for resource in render(profile("")):
         if resource["kind"] in kinds:
             server.create(resource, "ml")
+
+
+def test_a_training_creates_events_with_its_accounts_token(
+    server, accounts, tmp_path, monkeypatch, caplog
+):
+    path = "/api/v1/namespaces/ml/serviceaccounts/clipmill-train/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    code, body = server.request("POST", path, request)
+    assert code == 201, body
+    (tmp_path / "token").write_text(body["status"]["token"])
+    (tmp_path / "ca.crt").write_bytes(server.certificate.read_bytes())
+    monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", server.url.rpartition(":")[2])
+    for namespace in ("ml", "clipmill"):  # where it has the right, and where it hasn't
+        for variable, value in zip(POD_VARIABLES, ("clip-0", namespace, "u-1"), strict=True):
+            monkeypatch.setenv(variable, value)
+        events = PodEvents.from_environment()
+        events.record("TrainingResumed", "clip: resumed from step 3 of 8")
+        events.close()
+    _, created = server.request("GET", "/api/v1/events?fieldSelector=involvedObject.name=clip-0")
+    (event,) = created["items"]
+    assert (event["reason"], event["count"]) == ("TrainingResumed", 1)
+    assert event["metadata"]["namespace"] == "ml"
+    assert event["involvedObject"]["uid"] == "u-1"
+    assert "Events can't be reported now" in caplog.text
+    assert "403" in caplog.text
+
+
+def test_accounts_may_do_what_they_need_and_no_more(server, accounts):
     answers = {
         (account, verb, resource): server.allows(
             f"system:serviceaccount:ml:{account}", verb, resource, "ml", group

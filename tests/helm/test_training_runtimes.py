@@ -5,6 +5,7 @@ import json
 import pytest
 from helpers.helm_chart import deep, notes, lean, render
 
+from clipmill.engine.kubernetes import POD_VARIABLES, SERVICE_ACCOUNT
 from clipmill.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 from helpers.strict_schemas import findings
 
@@ -80,3 +81,22 @@ def test_the_table_has_the_images_that_the_chart_installs():
     assert table["images"]["train"] == "registry.example.com/ml/mine/train:7"
     (container,) = job_spec(values)["template"]["spec"]["containers"]
     assert container["image"] == table["images"]["train"]
+
+
+def test_events_of_a_training_need_its_identity_a_token_and_one_right():
+    (container,) = job_spec(profile(""))["template"]["spec"]["containers"]
+    fields = {v["name"]: v["valueFrom"]["fieldRef"]["fieldPath"] for v in container["env"]}
+    assert fields == dict(POD_VARIABLES)
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == "token")
+    assert mount["mountPath"] == str(SERVICE_ACCOUNT)
+    rights = {r["metadata"]["name"]: r for r in render(profile("")) if r["kind"] == "Role"}
+    assert rights["clipmill-train"]["rules"] == [
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}
+    ]
+
+    without = deep(profile(""), "training.events", False)
+    spec = job_spec(without)["template"]["spec"]
+    assert "env" not in spec["containers"][0]
+    assert "token" not in {volume["name"] for volume in spec["volumes"]}
+    names = {r["metadata"]["name"] for r in render(without) if r["kind"] == "Role"}
+    assert "clipmill-train" not in names

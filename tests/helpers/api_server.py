@@ -41,8 +41,9 @@ def commands() -> tuple[str, str]:
 class ApiServer:
     """Requests to the API as an administrator, or as another user."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate: Path) -> None:
         self.url = url
+        self.certificate = certificate
         self._context = ssl.create_default_context()
         self._context.check_hostname = False
         self._context.verify_mode = ssl.CERT_NONE  # its certificate is its own
@@ -168,7 +169,8 @@ def api_server(folder: Path) -> Iterator[ApiServer]:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        server = ApiServer(f"https://127.0.0.1:{port}")
+        certificate = folder / "certificates" / "apiserver.crt"
+        server = ApiServer(f"https://127.0.0.1:{port}", certificate)
         end = time.monotonic() + _START_SECONDS
         while not _is_ready(server):
             assert time.monotonic() < end, (folder / "log").read_text()[-4000:]

@@ -1,8 +1,9 @@
-"""Metrics of a run: the log in the store, Prometheus, the tracker, throughput and FLOPs."""
+"""Metrics of a run: log in the store, Prometheus, tracker, Kubernetes, throughput and FLOPs."""
 
 import logging
 import math
 import time
+from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,14 @@ from clipmill.config import flatten
 from clipmill.engine.config import TrainConfig
 from clipmill.engine.cost_meter import CostMeter
 from clipmill.engine.distributed import DistributedContext
+from clipmill.engine.kubernetes import PodEvents, TrainJobStatus
 from clipmill.engine.objective import Objective
 from clipmill.engine.result import RUN_FILE, finished_uri, log_lines
 from clipmill.errors import StorageError
 from clipmill.lineage import LOG_FILE
 from clipmill.processes import local_rank
 from clipmill.storage import join, write_bytes, write_json
-from clipmill.telemetry import TOTAL_LOSS, serve_metrics_once, train_metrics
+from clipmill.telemetry import TOTAL_LOSS, SkipReason, serve_metrics_once, train_metrics
 from clipmill.tracking import close_run, open_run
 
 _LOG = logging.getLogger(__name__)
@@ -57,12 +59,22 @@ class MetricsLogger:
         self._world_size = dist.world_size
         self._uri = uri
         self._metrics = train_metrics()
+        self._status = TrainJobStatus.from_environment()
+        self._events = PodEvents.from_environment()
+        self._skips: Counter[SkipReason] = Counter()
         self._uploaded = 0.0
         self.log: list[dict[str, float]] = []
 
-    def resume(self, log: tuple[dict[str, float], ...]) -> None:
-        """Continue after the records of a checkpoint."""
+    def resume(self, log: tuple[dict[str, float], ...], step: int) -> None:
+        """Continue after the records of a checkpoint, or begin at step 0."""
         self.log = list(log)
+        steps = self._config.steps
+        if self._status is not None:
+            self._status.report(step, steps, {})
+        if self._events is not None and step:
+            self._events.record(
+                "TrainingResumed", f"{self._name}: resumed from step {step} of {steps}"
+            )
         if self._tracked is not None:
             self._tracked.log_metrics(self.log)
         self.upload("running")
@@ -74,8 +86,33 @@ class MetricsLogger:
         if self._tracked is not None:
             metrics = cost.cost.to_metrics() if cost is not None else {}
             self._tracked.log_metrics([record | metrics])
+        if self._status is not None:
+            step = int(record["step"])
+            self._status.report(
+                step, self._config.steps, {k: v for k, v in record.items() if k != "step"}
+            )
         if time.monotonic() - self._uploaded > self._config.runtime.log_upload_interval_seconds:
             self.upload("running")
+
+    def count_skip(self, step: int, reason: SkipReason) -> None:
+        """Count a skipped update, the one of index ``step``."""
+        self._metrics.skipped_updates.labels(reason=reason).inc()
+        self._metrics.skipped_samples.inc(self._config.batch_size)
+        self._skips[reason] += 1
+        if self._events is not None:
+            counts = ", ".join(f"{n} {reason}" for reason, n in self._skips.items())
+            self._events.record(
+                "UpdatesSkipped",
+                f"{self._name}: updates skipped since this process began: {counts}; the last "
+                f"at step {step + 1}",
+                is_warning=True,
+            )
+
+    def close(self) -> None:
+        """Send what Kubernetes hasn't got yet, for a limited time."""
+        for sink in (self._status, self._events):
+            if sink is not None:
+                sink.close()
 
     def upload(self, status: Literal["running", "stopped", "failed"], message: str = "") -> None:
         """Write the log and the run's status to the store; a failure is only a warning."""
@@ -83,6 +120,7 @@ class MetricsLogger:
             return
         if status != "running":
             close_run(self._result_uri, status)
+            self.close()
         self._uploaded = time.monotonic()
         run = {
             "name": self._name,

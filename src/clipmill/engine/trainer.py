@@ -151,7 +151,7 @@ class Trainer:
         """Run the remaining steps; return the weights to use, by name in the objective."""
         progress = self._checkpointer.restore()
         self._step = progress.step
-        self._logger.resume(progress.log)
+        self._logger.resume(progress.log, progress.step)
         self._cost.start(progress.step)
         if self._dist.world_size > 1:
             begins = f"resumes from step {self._step}" if self._step else "begins"
@@ -170,6 +170,7 @@ class Trainer:
                 ema = self._train_step.ema
                 tensors = full_tensors(ema or dict(self._objective.state_dict()))
                 self._checkpointer.finish(must_succeed=False)
+            self._logger.close()
         except BaseException as error:
             # The checkpoint being written may be the one that the run resumes from.
             with contextlib.suppress(Exception):
@@ -236,8 +237,7 @@ class Trainer:
             return
         guard = self._config.spike_guard
         reason = SkipReason.NOT_FINITE if decision.not_finite else SkipReason.SPIKE
-        self._metrics.skipped_updates.labels(reason=reason).inc()
-        self._metrics.skipped_samples.inc(self._config.batch_size)
+        self._logger.count_skip(decision.step, reason)
         limit = guard.max_consecutive_skips
         if decision.consecutive_skips < limit:
             return
