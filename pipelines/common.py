@@ -33,6 +33,7 @@ from clipmill.cluster.constants import (
 )
 from clipmill.cluster.pools import get_pool, load_pools
 from clipmill.cost import PRICE_VARIABLE
+from clipmill.engine.kubernetes import POD_VARIABLES
 from clipmill.stage_records import METRICS_VARIABLE, RUN_VARIABLE
 
 PoolName = Literal["cpu", "gpu"]
@@ -90,6 +91,8 @@ def on_pool(
     # Its name in Kubernetes, which no two runs share.
     workflow = "metadata.labels['workflows.argoproj.io/workflow']"
     kubernetes.use_field_path_as_env(task, RUN_VARIABLE, workflow)
+    for name, path in POD_VARIABLES.items():
+        kubernetes.use_field_path_as_env(task, name, path)
     kubernetes.set_security_context(task, run_as_non_root=True)
     if is_light:
         task.set_cpu_request("100m").set_cpu_limit("1")

@@ -67,7 +67,7 @@ def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str
         RuntimeError: a task failed; its message is on standard output.
     """
     from kfp import local
-    from kfp.local import subprocess_task_handler
+    from kfp.local import io, subprocess_task_handler
     from kfp.local.orchestrator import task_spec_utils
 
     # It would have every local user read that images and pools are not used locally.
@@ -92,6 +92,7 @@ def run_local(pipeline: Any, arguments: dict[str, Any], folder: Path, image: str
         shared.chmod(0o777)  # the containers' user is nobody here
     subprocess_task_handler.replace_python_executable = _with_python
     task_spec_utils.create_parameter_loop_iteration_task_spec = _iteration
+    io.IOStore.get_parent_input = _input_or_output
     local.init(
         runner=runner,
         pipeline_root=str(shared),
@@ -125,6 +126,22 @@ def _iteration(loop: Any, item: Any, name: str) -> Any:
     value = iteration.inputs.parameters[loop.parameter_iterator.item_input].runtime_value
     value.constant.CopyFrom(to_protobuf_value(item))
     return iteration
+
+
+def _input_or_output(store: Any, name: str) -> Any:
+    """Return a value that a loop or a condition reads in the scope of ``store``, an ``IOStore``.
+
+    kfp 2.17's own function finds no output of a task but the one that is called ``Output``.
+    """
+    if name in store._parent_input_data:  # noqa: SLF001  # as in kfp's own function
+        return store._parent_input_data[name]  # noqa: SLF001
+    for task, outputs in store._task_output_data.items():  # noqa: SLF001
+        for key, value in outputs.items():
+            if name.removeprefix(_CHANNEL) == f"{task}-{key}":
+                return value
+    if store._parent is None:  # noqa: SLF001
+        raise ValueError(name)
+    return _input_or_output(store._parent, name)  # noqa: SLF001
 
 
 def planned_stages(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[Planned]:

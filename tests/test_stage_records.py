@@ -76,6 +76,21 @@ def test_busy_progress_is_thinned_but_for_the_last(events):
     assert len(told) < 500
 
 
+def test_lines_of_a_long_stage_are_fewer(capsys, monkeypatch):
+    """What a pod's log shows: the share, a message, the time left; one line in 10 s at most."""
+    now = 1000.0
+    monkeypatch.setattr("clipmill.stage_records.time.time", lambda: now)
+    with Stage("pretrain", label="G") as stage:
+        for done in range(1, 7201):
+            now += 1.0
+            stage.report(done, 7200, f"loss {done}")
+    lines = capsys.readouterr().err.splitlines()
+    assert 700 < len(lines) < 900
+    assert lines[0] == "pretrain G: 1/7200 loss 1"
+    assert lines[1] == "pretrain G: 2/7200 loss 2, 7198 s left"
+    assert lines[-2] == "pretrain G: 7200/7200 loss 7200"
+
+
 @pytest.mark.parametrize(
     ("error", "user"),
     [

@@ -241,3 +241,30 @@ def test_other_ranks_track_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv(tracking.TRACKING_VARIABLE, f"mlflow:{tmp_path}")
     assert open_run(str(tmp_path), "a") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trials_are_runs_below_their_sweeps(tmp_path: Path, mlflow_store: Any) -> None:
+    sweep = str(tmp_path / "store" / "sweeps" / "depth-0123456789ab")
+    for rate in (1e-3, 1e-2):
+        trial = {
+            "kind": "trial",
+            "digest": f"{rate}",
+            "config": {"train": {"schedule": {"lr": rate}}},
+            "metrics": {"rmse": 100 * rate},
+        }
+        uri = f"{tmp_path}/store/trials/depth-{rate}"
+        tracking.track_artifact(
+            uri, trial, stage="sweep point", seconds=1.0, tags={"clipmill.sweep": sweep}
+        )
+    tracking.track_artifact(
+        f"{tmp_path}/store/trials/other", trial, stage="sweep point", seconds=1.0
+    )
+    tracking.track_artifact(
+        sweep, {"kind": "sweep", "metrics": {"rmse": 0.1}}, stage="sweep depth", seconds=2.0
+    )
+    runs = runs_of(mlflow_store)
+    (parent,) = (r for r in runs if r.data.tags["clipmill.kind"] == "sweep")
+    below = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    found = {r.data.params["train.schedule.lr"]: r.data.metrics["rmse"] for r in below}
+    assert found == {"0.001": 0.1, "0.01": 1.0}
+    assert parent.data.metrics == {"rmse": 0.1}

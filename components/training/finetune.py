@@ -7,7 +7,7 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def finetune(
     encoder: str, data: str, recipe: str, overrides: list, store: str, label: str,
-    task_model: dsl.Output[dsl.Model],
+    task_model: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics],
 ) -> str:  # fmt: skip
     """Fine-tune an encoder on labeled data.
 
@@ -19,6 +19,7 @@ def finetune(
         store: URI of the store to write to.
         label: Label of the encoder, such as a caption source.
         task_model: The model as an artifact with its metadata.
+        metrics: The last record of the training's log, for the UI.
 
     Returns:
         URI of the model.
@@ -27,4 +28,4 @@ def finetune(
     from clipmill.lineage import log_artifact
 
     uri = stages.finetune(recipe, overrides, encoder, data, store, label=label)
-    return log_artifact(uri, task_model)
+    return log_artifact(uri, task_model, metrics)

@@ -7,7 +7,7 @@ from kfp import dsl
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list, store: str,
-    encoder: dsl.Output[dsl.Model], select: str = "",
+    encoder: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics], select: str = "",
 ) -> str:  # fmt: skip
     """Pretrain a CLIP encoder on a dataset.
 
@@ -19,6 +19,7 @@ def pretrain(
         overrides: path=value changes of the recipe.
         store: URI of the store to write to.
         encoder: The encoder as an artifact with its metadata.
+        metrics: The last record of the training's log, for the UI.
         select: Selection layer to follow; empty for all samples.
 
     Returns:
@@ -31,4 +32,4 @@ def pretrain(
         recipe, overrides, dataset, store,
         captions=captions, layer=layer, select=[select] if select else [],
     )  # fmt: skip
-    return log_artifact(uri, encoder)
+    return log_artifact(uri, encoder, metrics)

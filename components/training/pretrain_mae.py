@@ -6,7 +6,12 @@ from kfp import dsl
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pretrain_mae(
-    dataset: str, recipe: str, overrides: list, store: str, encoder: dsl.Output[dsl.Model]
+    dataset: str,
+    recipe: str,
+    overrides: list,
+    store: str,
+    encoder: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Pretrain a masked autoencoder on a dataset's images.
 
@@ -16,6 +21,7 @@ def pretrain_mae(
         overrides: path=value changes of the recipe.
         store: URI of the store to write to.
         encoder: The encoder as an artifact with its metadata.
+        metrics: The last record of the training's log, for the UI.
 
     Returns:
         URI of the encoder.
@@ -23,4 +29,4 @@ def pretrain_mae(
     from clipmill import stages
     from clipmill.lineage import log_artifact
 
-    return log_artifact(stages.pretrain_mae(recipe, overrides, dataset, store), encoder)
+    return log_artifact(stages.pretrain_mae(recipe, overrides, dataset, store), encoder, metrics)

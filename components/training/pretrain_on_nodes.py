@@ -8,7 +8,8 @@ from kfp import dsl
 def pretrain_on_nodes(
     dataset: str, captions: str, layer: str, recipe: str, overrides: list,
     pool: str, nodes: str, queue: str, namespace: str, store: str,
-    encoder: dsl.Output[dsl.Model], start_timeout_seconds: int = 1800,
+    encoder: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics],
+    start_timeout_seconds: int = 1800,
 ) -> str:  # fmt: skip
     """Submit a TrainJob that pretrains a CLIP encoder, and wait for it.
 
@@ -25,6 +26,7 @@ def pretrain_on_nodes(
         store: URI of the store to write to.
         start_timeout_seconds: Longest time that the job may be unable to run, apart from a queue.
         encoder: The encoder as an artifact with its metadata.
+        metrics: The last record of the training's log, for the UI.
 
     Returns:
         URI of the encoder.
@@ -41,4 +43,6 @@ def pretrain_on_nodes(
     run_to_end(f"pretrain-{captions}", command, *where, start_timeout_seconds=limit)
     # The encoder exists by now, and the stage returns its URI.
     seen = {"captions": captions, "layer": layer}
-    return log_artifact(stages.pretrain(recipe, overrides, dataset, store, **seen), encoder)
+    return log_artifact(
+        stages.pretrain(recipe, overrides, dataset, store, **seen), encoder, metrics
+    )

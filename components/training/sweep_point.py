@@ -11,7 +11,7 @@ def sweep_point(encoder: str, task_spec: dict, point: dict, store: str) -> str:
     Args:
         encoder: Address of the encoder.
         task_spec: Recipe, data, overrides and threshold of the task, as JSON of a TaskSpec.
-        point: Values by path.
+        point: Rung and values by path, as list_sweep_points gives them.
         store: URI of the store to write to.
 
     Returns:

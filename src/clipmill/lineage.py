@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from clipmill.errors import ArtifactError, NotFoundError, StorageError
-from clipmill.storage import absolute_uri, exists, join, open_store, read_json
+from clipmill.storage import absolute_uri, exists, join, open_store, read_bytes, read_json
 
 _ARTICLES: Final = {
     "dataset.json": "a dataset",
@@ -25,6 +25,7 @@ _ARTICLES: Final = {
     "evaluation.json": "an evaluation",
     "comparison.json": "a comparison",
     "sweep.json": "a sweep",
+    "trial.json": "a trial",
     "promotion.json": "a promotion",
     "smoke_test.json": "a smoke test",
     "probe.json": "a smoke test",
@@ -272,16 +273,21 @@ def _malformed_error(what: str) -> ArtifactError:
     )
 
 
-def log_artifact(uri: str, artifact: Any) -> str:
+def log_artifact(uri: str, artifact: Any, metrics: Any = None) -> str:
     """Write kind, digest and summary of the artifact at ``uri`` to kfp's ``artifact``.
 
-    Returns ``uri``. kfp's artifact is for lineage and the UI: metadata, and a JSON file at a URI of
-    its own. The next task gets the URI instead: Kubeflow downloads an input before a task starts,
-    and fails a task whose output lies in another bucket than the pipelines' own.
+    The last record of a training's log goes to kfp's ``metrics``. Returns ``uri``.
+
+    kfp's artifact is for lineage and the UI: metadata, and a JSON file at a URI of its own. The
+    next task gets the URI instead: Kubeflow downloads an input before a task starts, and fails a
+    task whose output lies in another bucket than the pipelines' own.
     """
     content = read_artifact(uri)
     summary = {str(name): str(value) for name, value in content.get("summary", {}).items()}
     record = {"store_uri": uri, "kind": content["kind"], "digest": content["digest"], **summary}
     artifact.metadata.update(record)
     Path(artifact.path).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if metrics is not None and exists(join(uri, LOG_FILE)):
+        for name, value in json.loads(read_bytes(join(uri, LOG_FILE)).splitlines()[-1]).items():
+            metrics.log_metric(name, value)
     return uri

@@ -39,6 +39,8 @@ EVENTS_VARIABLE = "CLIPMILL_EVENTS"
 METRICS_VARIABLE = "CLIPMILL_METRICS"
 RUN_VARIABLE = "CLIPMILL_RUN"
 _PROGRESS_INTERVAL_SECONDS = 0.2
+_MAX_LINE_INTERVAL_SECONDS = 10.0
+_LINES = 50  # in any time up to 500 s; a pod's log of a day has 8,640
 _END = "end.json"
 """Written by clipmill 0.2 next to the stages' records."""
 
@@ -98,11 +100,18 @@ class Stage:
             require_writable(self._target)
         self._worked = True
         now = time.time()
-        if now - self._reported < _PROGRESS_INTERVAL_SECONDS and done < total:
+        if now - self._reported < self._interval_seconds(now) and done < total:
             return
         self._reported = now
         event = {"event": "progress", "done": done, "total": total, "words": words}
         self._write_event(event | {"remaining_seconds": self._remaining(done, total, now)})
+
+    def _interval_seconds(self, now: float) -> float:
+        """Return the time between two reports: less often as lines, which a log keeps."""
+        if os.environ.get(EVENTS_VARIABLE):
+            return _PROGRESS_INTERVAL_SECONDS
+        interval = min((now - self._started) / _LINES, _MAX_LINE_INTERVAL_SECONDS)
+        return max(interval, _PROGRESS_INTERVAL_SECONDS)
 
     def _remaining(self, done: int, total: int, now: float) -> float | None:
         """Return the time to the end at the rate since the first report; None without a rate yet.

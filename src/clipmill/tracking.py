@@ -41,6 +41,7 @@ _MAX_RETRY_SECONDS: Final = 30.0
 _EXPERIMENT: Final = "clipmill"
 _MAX_PARAMS: Final = 100  # that MLflow takes at once
 _MAX_METRICS: Final = 1000
+_MAX_TRIALS: Final = 1000
 _MAX_TEXT: Final = 500  # characters of a parameter that all of MLflow's stores take
 _logger = logging.getLogger(__name__)
 _open_runs: "dict[str, TrackedRun]" = {}
@@ -65,6 +66,9 @@ class Tracker(ABC):
     @abstractmethod
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record URIs, digests and lineage."""
+
+    def nest_trials(self, sweep: str) -> None:  # noqa: B027  # optional
+        """Put the runs with the tag ``clipmill.sweep`` of this value below this run."""
 
     def register(self, name: str, tags: Mapping[str, str]) -> None:  # noqa: B027  # optional
         """Make the run's artifact the promoted version of a registered model, if it has any."""
@@ -108,6 +112,10 @@ class TrackedRun:
         """Record URIs, digests and lineage."""
         texts = dict(tags)
         self._calls.put(lambda tracker: tracker.set_tags(texts))
+
+    def nest_trials(self, sweep: str) -> None:
+        """Put the runs of a sweep's trials below this run."""
+        self._calls.put(lambda tracker: tracker.nest_trials(sweep))
 
     def register(self, name: str, tags: Mapping[str, str]) -> None:
         """Make the run's artifact the promoted version of a registered model."""
@@ -209,7 +217,12 @@ def _close_all() -> None:
 
 
 def track_artifact(
-    uri: str, artifact: Mapping[str, Any], *, stage: str, seconds: float | None
+    uri: str,
+    artifact: Mapping[str, Any],
+    *,
+    stage: str,
+    seconds: float | None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Record a finished artifact: its recipe, metrics, digest and parents, and a training's log.
 
@@ -233,8 +246,11 @@ def track_artifact(
             **_cost_tags(uri),
             **summary,
             **parents,
+            **(tags or {}),
         }
     )
+    if artifact.get("kind") == "sweep":
+        run.nest_trials(absolute_uri(uri))
     log = _training_log(uri)
     metrics = flatten(artifact.get("metrics") or {})
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
@@ -335,6 +351,15 @@ class MlflowTracker(Tracker):
 
         values = [RunTag(key, value) for key, value in tags.items() if value]
         self._client.log_batch(self._run_id, tags=values)
+
+    def nest_trials(self, sweep: str) -> None:
+        """Make this run the parent of the trials' runs, which the UI then shows below it."""
+        experiment = self._client.get_run(self._run_id).info.experiment_id
+        trials = self._client.search_runs(
+            [experiment], f"tags.`clipmill.sweep` = '{sweep}'", max_results=_MAX_TRIALS
+        )
+        for trial in trials:
+            self._client.set_tag(trial.info.run_id, "mlflow.parentRunId", self._run_id)
 
     def register(self, name: str, tags: Mapping[str, str]) -> None:
         """Create the model's version, known by its digest; the alias ``promoted`` points to it."""

@@ -1,8 +1,11 @@
 """Pipelines run to their end on this machine, in processes, as small as can be."""
 
 import json
+import os
 import shlex
+import signal
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from clipmill.recipes.registry import get_recipe
 from clipmill.stage_records import read_stages
 from clipmill.study.result import read_study
 from clipmill.tasks.finetune import FinetuneConfig
+from clipmill.tasks.sweep import read_sweep
 from helpers import program, program_environment
 
 STEPS = ["train.steps=2", "train.batch_size=4", "train.log_every=1", "train.num_threads=1"]
@@ -55,7 +59,7 @@ def finish(name, arguments, folder, run_name="r"):
 
 
 def wanted_tasks(source):
-    """A sweep of two points, and a plain fine-tuning."""
+    """A sweep of two points and two rungs, and a plain fine-tuning."""
     depth = {
         "recipe": "sweep-depth-tiny",
         "data": f"{source}/nyu_depth_v2.tar",
@@ -63,7 +67,8 @@ def wanted_tasks(source):
         "overrides": [
             *(f"finetune.{override}" for override in TUNING),
             'grid={"train.schedule.lr": [0.004, 0.002]}',
-            "rungs=[1.0]",
+            "rungs=[0.5, 1.0]",
+            "reduction_fraction=0.5",
         ],
     }
     segmentation = {
@@ -95,8 +100,11 @@ def prepare(store, source, tasks):
         select=[kept],
     )
     for wanted in map(stages.TaskSpec.from_json, tasks):
-        for point in wanted.sweep.grid_points():
-            assert stages.sweep_point(wanted, point, encoder, store)
+        for wave in range(wanted.sweep.num_waves):
+            points, has_more = stages.list_sweep_points(wanted, encoder, store, wave)
+            assert has_more == (wave + 1 < wanted.sweep.num_waves)
+            for point in points:
+                assert stages.sweep_point(wanted, point, encoder, store)
     return encoder
 
 
@@ -137,7 +145,56 @@ def test_pipelines_run_to_their_end_and_find_each_others_work(prepared, tmp_path
     made, found = finish("encoder-to-tasks", tuning, tmp_path, "fourth")
     assert (made, found) == ({"promote", "report"}, {"sweep point", "sweep"})
     points = [s for s in read_stages(store, "fourth") if s.name == "sweep point"]
-    assert sorted(s.label.partition("-")[0] for s in points) == ["depth", "depth", "segmentation"]
+    assert Counter(s.label.partition("-")[0] for s in points) == {"depth": 3, "segmentation": 1}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_is_resumed(tmp_path, monkeypatch):
+    """Points that were finished are found; the tracker has a run for each, below the sweep's."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("CLIPMILL_TRACKING", f"mlflow:{tmp_path / 'mlruns'}")
+    store = tmp_path / "store"
+    source = stages.scenes("scenes-tiny", SCENES, str(store))
+    depth, _ = wanted_tasks(source)
+    encoder = "random:timm/test_resnet"
+    arguments = {"store": str(store), "encoder": encoder, "tasks": [depth]}
+    command = program("run_pipeline", "encoder-to-tasks", json.dumps(arguments), tmp_path)
+    variables = ("CLIPMILL_CACHE", "CLIPMILL_TRACKING", "MLFLOW_ALLOW_FILE_STORE")
+    passed = {name: os.environ[name] for name in variables}
+    environment = program_environment(CLIPMILL_RUN="r", **passed)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not (finished := list(store.glob("trials/*/trial.json"))):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {p: p.stat().st_mtime_ns for p in [*finished, *store.glob("models/*/model.json")]}
+    assert not list(store.glob("sweeps/*/sweep.json"))
+
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    after = {p: p.stat().st_mtime_ns for p in before}
+    assert after == before
+    (uri,) = map(str, store.glob("sweeps/*"))
+    result = read_sweep(uri)
+    assert [t.rung for t in result.trials] == [0, 0, 1]
+    assert len(list(store.glob("trials/*/trial.json"))) == 3
+    (page,) = tmp_path.glob("kfp/**/sweep/report")
+    assert f"{result.best.value:.3f} m" in page.read_text()
+
+    client = mlflow.MlflowClient(str(tmp_path / "mlruns"))
+    experiment = client.get_experiment_by_name("clipmill").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.`clipmill.uri` = '{uri}'")
+    assert parent.data.metrics["rmse"] == result.best.value
+    trials = client.search_runs([experiment], f"tags.`clipmill.sweep` = '{uri}'")
+    assert {t.data.tags["mlflow.parentRunId"] for t in trials} == {parent.info.run_id}
+    tracked = {float(t.data.params["train.schedule.lr"]): t.data.metrics["rmse"] for t in trials}
+    assert sorted(t.data.metrics["rmse"] for t in trials) == sorted(t.value for t in result.trials)
+    assert set(tracked) == {0.004, 0.002}
 
 
 def test_a_study_runs_to_its_page(tmp_path):

@@ -1,8 +1,8 @@
 """Stages of downstream tasks: fine-tuning, sweeps, evaluation, comparison, promotion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmill.config import Config
 from clipmill.errors import ConfigError
@@ -11,7 +11,6 @@ from clipmill.stage_records import Stage
 from clipmill.stages.pretrain import CAPTION_LABELS, caption_label
 from clipmill.storage import artifact_uri, exists, join, read_json, write_json
 from clipmill.tasks.finetune import FinetuneConfig
-from clipmill.tasks.search_space import Point
 from clipmill.tasks.sweep import SweepConfig
 
 if TYPE_CHECKING:
@@ -123,14 +122,36 @@ def sweep(
     return uri
 
 
-def sweep_point(spec: TaskSpec, point: Point, encoder: str, store: str, run: str = "") -> str:
-    """Run a point at the sweep's first rung; return its evaluation's URI, "" if it diverged."""
-    from clipmill.tasks.sweep import run_trial
+def list_sweep_points(
+    spec: TaskSpec, encoder: str, store: str, wave: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the points of a sweep's wave, and whether another wave follows.
 
-    config = spec.sweep.config_for_rung(point, 0)
+    Waves are numbered from 0. A point has its values by path, and the index of its rung.
+
+    Raises:
+        NotFoundError: the trials of an earlier wave aren't finished.
+        TrainingError: every point of the wave before diverged.
+    """
+    from clipmill.tasks.sweep import read_wave
+
+    config = spec.sweep
+    rung, points = read_wave(config, wave, encoder, spec.data, store)
+    return [{"rung": rung, "values": point} for point in points], wave + 1 < config.num_waves
+
+
+def sweep_point(
+    spec: TaskSpec, point: Mapping[str, Any], encoder: str, store: str, run: str = ""
+) -> str:
+    """Run a point of :func:`list_sweep_points`; return its evaluation's URI, "" if it diverged."""
+    from clipmill.tasks.sweep import run_trial, sweep_uri
+
+    # A number in KFP's JSON is a float.
+    config = spec.sweep.config_for_rung(point["values"], int(point["rung"]))
+    uri = sweep_uri(spec.sweep, encoder, spec.data, store)
     label = f"{config.task}-{config.digest[:8]}"
     with Stage("sweep point", store=store, run=run, label=label) as stage:
-        return stage.set_output(run_trial(config, encoder, spec.data, store, stage.report))
+        return stage.set_output(run_trial(config, encoder, spec.data, store, stage.report, uri))
 
 
 def best_of_sweep(

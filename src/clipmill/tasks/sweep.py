@@ -9,16 +9,17 @@ before isn't repeated.
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 from clipmill.config import Config, current_path, digest_json, flatten
-from clipmill.data.labeled.folder import fetch_folder
+from clipmill.data.labeled.folder import folder_parent
 from clipmill.engine.result import result_uri
 from clipmill.errors import ConfigError, LostRankError, NotFoundError, TrainingError
-from clipmill.lineage import Parent, read_artifact_file
+from clipmill.lineage import Parent, read_artifact, read_artifact_file
 from clipmill.models.pretrained import open_encoder
 from clipmill.processes import process_pool
 from clipmill.stage_records import ProgressCallback, no_progress
@@ -33,6 +34,7 @@ from clipmill.tasks.search_space import (
     is_in_space,
     propose_points,
 )
+from clipmill.tracking import is_tracked, track_artifact
 
 _RESULT = "sweep.json"
 _TRIAL = "trial.json"
@@ -199,35 +201,74 @@ class SweepConfig(Config):
 
 
 def run_trial(
-    config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback
+    config: FinetuneConfig,
+    encoder: str,
+    data: str,
+    store: str,
+    report: ProgressCallback,
+    sweep: str = "",
 ) -> str:
     """Fine-tune and evaluate a point; return the evaluation's URI, ``""`` where it diverged.
 
-    The store remembers the outcome, so a training that diverged isn't repeated.
+    The outcome is an artifact, so a training that diverged isn't repeated. The tracker shows it as
+    a run, with the address of the ``sweep``, of which a trial may also be none.
     """
-    record = join(_trial_uri(config, encoder, data, store), _TRIAL)
-    if exists(record):
-        return str(read_json(record)["evaluation"])
+    parents = _parents(encoder, data)
+    uri = result_uri(store, "trials", config.task, config, parents)
+    seconds = None
+    if not exists(join(uri, _TRIAL)):
+        started = time.monotonic()
+        evaluation = _train_and_evaluate(config, encoder, data, store, report)
+        seconds = time.monotonic() - started
+        write_json(join(uri, _TRIAL), _trial_artifact(config, evaluation, parents))
+    artifact = read_json(join(uri, _TRIAL))
+    if is_tracked():
+        track_artifact(
+            uri, artifact, stage="sweep point", seconds=seconds, tags={"clipmill.sweep": sweep}
+        )
+    return str(artifact["evaluation"])
+
+
+def _train_and_evaluate(
+    config: FinetuneConfig, encoder: str, data: str, store: str, report: ProgressCallback
+) -> str:
     try:
         model = finetune(config, encoder, data, store, report=report)
     except LostRankError:
         raise
     except TrainingError:
-        evaluation = ""
-    else:
-        evaluation = evaluate(model, data, store, report=report)
-    write_json(record, {"format": 1, "evaluation": evaluation})
-    return evaluation
+        return ""
+    if is_tracked():
+        track_artifact(model, read_artifact(model), stage=f"finetune {config.task}", seconds=None)
+    return evaluate(model, data, store, report=report)
 
 
-def run_trial_in_subprocess(value: object, encoder: str, data: str, store: str) -> str:
+def _trial_artifact(
+    config: FinetuneConfig, evaluation: str, parents: tuple[Parent, ...]
+) -> dict[str, object]:
+    result = read_evaluation(evaluation) if evaluation else None
+    metric = get_task(config.task).metric
+    outcome = f"{result.metrics[metric.name]:.3f} {metric.unit}" if result else "diverged"
+    if result:
+        evaluated = Parent(role="evaluation", uri=result.uri, digest=result.digest)
+        parents = (*parents, result.model, evaluated)
+    return {
+        "format": 1,
+        "kind": "trial",
+        "digest": digest_json([config.digest, [[p.role, p.digest] for p in parents]]),
+        "config": config.to_json(),
+        "evaluation": evaluation,
+        "metrics": result.metrics if result else {},
+        "parents": [p.to_json() for p in parents],
+        "summary": {metric.name: outcome.strip()},
+    }
+
+
+def run_trial_in_subprocess(
+    value: object, encoder: str, data: str, store: str, sweep: str = ""
+) -> str:
     """Run a trial with the config as JSON, which any process can unpickle, without progress."""
-    return run_trial(FinetuneConfig.from_json(value), encoder, data, store, no_progress)
-
-
-def _trial_uri(config: FinetuneConfig, encoder: str, data: str, store: str) -> str:
-    parents = (open_encoder(encoder).parent, fetch_folder(data, "data")[1])
-    return result_uri(store, "trials", config.task, config, parents)
+    return run_trial(FinetuneConfig.from_json(value), encoder, data, store, no_progress, sweep)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,7 +348,7 @@ def sweep(
     uri, digest, parents = _identity(config, encoder, data, store)
     if exists(join(uri, _RESULT)):
         return uri
-    inputs = (encoder, data, store)
+    inputs = (encoder, data, store, uri)
     if notice := open_encoder(encoder).notice:
         report(0, config.num_waves, notice)
     trials: list[Trial] = []
@@ -363,18 +404,21 @@ def read_wave(
         TrainingError, MissingExtraError: as :func:`next_wave` does.
     """
     trials: list[Trial] = []
+    parents = _parents(encoder, data) if wave else ()
     for _ in range(wave):
         rung, points = next_wave(config, trials)
         for point in points:
             finetuning = config.config_for_rung(point, rung)
-            record = join(_trial_uri(finetuning, encoder, data, store), _TRIAL)
-            if not exists(record):
+            uri = result_uri(store, "trials", finetuning.task, finetuning, parents)
+            if not exists(join(uri, _TRIAL)):
                 raise NotFoundError(
                     f"{point} at rung {rung + 1} has no result in {store}",
                     expected="results of all trials of the waves before",
                     action="run the sweep again, which resumes",
                 )
-            trials.append(_trial(config, point, rung, str(read_json(record)["evaluation"])))
+            trials.append(
+                _trial(config, point, rung, str(read_json(join(uri, _TRIAL))["evaluation"]))
+            )
     return next_wave(config, trials)
 
 
@@ -405,10 +449,14 @@ def _identity(
     config: SweepConfig, encoder: str, data: str, store: str
 ) -> tuple[str, str, tuple[Parent, ...]]:
     """Return a sweep's URI, digest and parents."""
-    parents = (open_encoder(encoder).parent, fetch_folder(data, "data")[1])
+    parents = _parents(encoder, data)
     digest = digest_json([config.digest, sorted([p.role, p.digest] for p in parents)])
     uri = artifact_uri(store, "sweeps", f"{config.finetune.task}-{digest[:12]}")
     return uri, digest, parents
+
+
+def _parents(encoder: str, data: str) -> tuple[Parent, ...]:
+    return (open_encoder(encoder).parent, folder_parent(data, "data"))
 
 
 def _repeats(config: SweepConfig, trials: Sequence[Trial]) -> list[Point]:
@@ -448,7 +496,7 @@ def _run_wave(
     config: SweepConfig,
     points: list[Point],
     rung: int,
-    inputs: tuple[str, str, str],
+    inputs: tuple[str, str, str, str],
     workers: int,
     report: ProgressCallback,
 ) -> list[str]:
@@ -459,7 +507,8 @@ def _run_wave(
     evaluations: dict[int, str] = {}
     if workers == 1:
         for i, point in enumerate(configs):
-            evaluations[i] = run_trial(point, *inputs, report)
+            encoder, data, store, uri = inputs
+            evaluations[i] = run_trial(point, encoder, data, store, report, uri)
             report(i + 1, len(points), message)
     else:
         with process_pool(workers) as pool:
@@ -511,7 +560,12 @@ def _to_json(result: SweepResult, digest: str, parents: tuple[Parent, ...]) -> d
         "trials": [_trial_to_json(t) for t in result.trials],
         "repeats": [_trial_to_json(t) for t in result.repeats],
         "parents": [p.to_json() for p in (*parents, best_parent)],
-        "summary": {metric.name: f"{best.value:.3f} {metric.unit}"},
+        "metrics": {
+            metric.name: best.value,
+            "num_points": len(result.points),
+            "num_diverged": sum(t.has_diverged for t in result.trials),
+        },
+        "summary": {metric.name: f"{best.value:.3f} {metric.unit}".strip()},
     }
 
 

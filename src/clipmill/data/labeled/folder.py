@@ -59,8 +59,14 @@ def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
     is read again only if its inode, size or times changed.
     """
     if uri.endswith(".tar"):
-        digest = read_digest(uri)
-        return unpack_dir(uri, cache_folder()), Parent(role=role, uri=uri, digest=digest)
+        return unpack_dir(uri, cache_folder()), folder_parent(uri, role)
+    return Path(uri).absolute(), folder_parent(uri, role)
+
+
+def folder_parent(uri: str, role: str) -> Parent:
+    """What :func:`fetch_folder` returns of a lineage; a ``.tar`` isn't read."""
+    if uri.endswith(".tar"):
+        return Parent(role=role, uri=uri, digest=read_digest(uri))
     folder = Path(uri).absolute()
     if not folder.is_dir():
         raise SourceError(
@@ -68,7 +74,7 @@ def fetch_folder(uri: str, role: str) -> tuple[Path, Parent]:
             expected="a folder on this machine, or the URI of a .tar",
             action="check the path",
         )
-    return folder, Parent(role=role, uri=str(folder), digest=_content_digest(folder))
+    return Parent(role=role, uri=str(folder), digest=_content_digest(folder))
 
 
 def _content_digest(folder: Path) -> str:
