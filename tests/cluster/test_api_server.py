@@ -8,7 +8,7 @@ import yaml
 from clipmill.engine import kubernetes
 from clipmill.engine.kubernetes import POD_VARIABLES, PodEvents
 from helpers.api_server import ApiServer, api_server
-from helpers.helm_chart import ENDPOINT, PROFILES, ROOT, STORE, profile, render
+from helpers.helm_chart import ENDPOINT, PROFILES, ROOT, STORE, deep, lean, over, profile, render
 
 EXAMPLES = sorted((ROOT / "manifests" / "examples").glob("*.yaml"))
 
@@ -23,13 +23,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_api_takes_the_chart(server, name):
-    values = profile(name)
+    is_platform = name in {"gke", "eks", "openshift"}
+    values = over(profile("gpu"), profile(name)) if is_platform else profile(name)
     values["serving"] = {**values.get("serving", {}), "endpoints": [ENDPOINT]}
     store = values.get("objectStore", {})
     # A role rules out keys.
     values["objectStore"] = store if store.get("useWorkloadIdentity") else {**store, **STORE}
     problems = [p for r in render(values) for p in server.problems(r, "ml")]
     assert problems == []
+
+
+def test_the_api_takes_an_endpoint_that_scales_to_zero(server):
+    values = deep(lean(""), "autoscaling", {"http": {"enabled": True, "domain": "example.com"}})
+    endpoint = {**ENDPOINT, "minReplicas": 0}
+    resources = render(deep(values, "serving", {"endpoints": [endpoint]}))
+    scaled = [r for r in resources if r["kind"] == "HTTPScaledObject"]
+    if server.request("GET", "/apis/http.keda.sh/v1alpha1")[0] == 404:
+        resources = [r for r in resources if r not in scaled]
+    assert len(scaled) == 1
+    assert [p for r in resources for p in server.problems(r, "ml")] == []
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -22,6 +22,7 @@ IMAGES = {
     "jobset-controller-manager": "registry.k8s.io/jobset/jobset:v0.12.0@sha256:abc",
     "kueue-controller-manager": "registry.k8s.io/kueue/kueue:v0.19.2",
     "keda-operator": "ghcr.io/kedacore/keda:2.20.2",
+    "keda-add-ons-http-interceptor": "ghcr.io/kedacore/http-add-on-interceptor:0.15.0",
     "cert-manager": "quay.io/jetstack/cert-manager-controller:v1.17.0",
     "metrics-server": "localhost:5000/metrics-server:v0.8.0",
     "kube-state-metrics": "registry.k8s.io/kube-state-metrics:v2.17.0",
@@ -35,6 +36,7 @@ RESOURCES = (
     "httproutes.gateway.networking.k8s.io",
     "podmonitors.monitoring.coreos.com",
     "scaledobjects.keda.sh",
+    "httpscaledobjects.http.keda.sh",
     "clusterqueues.kueue.x-k8s.io",
     "certificates.cert-manager.io",
     "nodes.metrics.k8s.io",
@@ -433,6 +435,15 @@ def test_a_fault_of_what_nothing_needs_breaks_nothing():
     assert list(problems(shot)) == [("KEDA", "limited")]
     shot = snapshot(changed("gatewayclasses", items()), replace(ALL, demo_gateway=""))
     assert list(problems(shot)) == [("Gateway API", "limited")]
+
+
+def test_scaling_to_zero_needs_keda_and_its_http_add_on():
+    parts = replace(ALL, autoscaling=False, http_scaling=True)
+    assert problems(snapshot(full(), parts)) == {}
+    without = changed("deployment/keda-add-ons-http-interceptor", items())
+    assert list(problems(snapshot(without, parts))) == [("KEDA HTTP add-on", "broken")]
+    shot = snapshot(changed("deployment/keda-operator", items()), parts)
+    assert list(problems(shot)) == [("KEDA", "broken")]
 
 
 def test_the_command_that_corrects_a_selector_names_its_labels():

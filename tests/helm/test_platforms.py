@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from helpers.helm_chart import CHART, ENDPOINT, deep, pod_specs, profile, render
+from helpers.helm_chart import CHART, ENDPOINT, deep, over, pod_specs, profile, render
 from helpers.strict_schemas import findings
 
 from clipmill.cluster.api import ClusterApi
@@ -14,12 +14,6 @@ from clipmill.cluster.pools import POOLS_CONFIG_MAP, Installation, load_installa
 from clipmill.cluster.training_job import TrainingJobConfig, training_app
 
 PLATFORMS = ("gke", "eks", "openshift")
-
-
-def over(base: dict, values: dict) -> dict:
-    """The values over the base's, as Helm merges files."""
-    both = {key: over(base[key], values[key]) for key in base.keys() & values.keys() if isinstance(values[key], dict)}
-    return {**base, **values, **both}
 
 
 def platform(name: str) -> list[dict]:

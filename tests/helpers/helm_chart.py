@@ -30,6 +30,16 @@ def lean(name: str) -> dict:
     return deep(profile(name), "pipelines.enabled", False)
 
 
+def over(base: dict, values: dict) -> dict:
+    """The values over the base's, as Helm merges files."""
+    both = {
+        key: over(base[key], values[key])
+        for key in base.keys() & values.keys()
+        if isinstance(values[key], dict)
+    }
+    return {**base, **values, **both}
+
+
 def deep(values: dict, path: str, value) -> dict:
     """The values with one of them set, by dotted path."""
     name, _, rest = path.partition(".")

@@ -887,7 +887,16 @@ COMPONENTS = (
         needed_by="autoscaling of endpoints",
         install="kubectl apply --server-side -f https://github.com/kedacore/keda/releases/download/"
         "v2.18.0/keda-2.18.0.yaml",
-        is_enabled=lambda parts: parts.autoscaling,
+        is_enabled=lambda parts: parts.autoscaling or parts.http_scaling,
+    ),
+    _Component(
+        name="KEDA HTTP add-on",
+        resource="httpscaledobjects.http.keda.sh",
+        deployment="keda-add-ons-http-interceptor",
+        needed_by="endpoints that scale to zero",
+        install="helm install http-add-on keda-add-ons-http --repo "
+        "https://kedacore.github.io/charts --version 0.15.0 --namespace keda --wait",
+        is_enabled=lambda parts: parts.http_scaling,
     ),
     _Component(
         name="Kueue",

@@ -36,6 +36,7 @@ DEPLOYMENTS = (
     "jobset-controller-manager",
     "kueue-controller-manager",
     "keda-operator",
+    "keda-add-ons-http-interceptor",
     "cert-manager",
     "metrics-server",
 )

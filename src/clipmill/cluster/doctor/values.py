@@ -35,6 +35,8 @@ class EnabledParts:
     """``serving.enabled``."""
     autoscaling: bool = False
     """``autoscaling.enabled``."""
+    http_scaling: bool = False
+    """``autoscaling.http.enabled``."""
     kueue: bool = False
     """``kueue.enabled``."""
     monitoring: bool = True
@@ -109,6 +111,7 @@ def enabled_parts(values: Mapping[str, Any]) -> EnabledParts:
         "data_plane": (("dataPlane",), "enabled"),
         "serving": (("serving",), "enabled"),
         "autoscaling": (("autoscaling",), "enabled"),
+        "http_scaling": (("autoscaling", "http"), "enabled"),
         "kueue": (("kueue",), "enabled"),
         "monitoring": (("monitoring",), "enabled"),
         "monitor_kind": (("monitoring",), "kind"),
