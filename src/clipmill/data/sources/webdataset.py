@@ -136,11 +136,11 @@ class WebDatasetSource(Source):
 
     def _split_tar(self, name: str, size: int) -> Iterator[Split]:
         file = PreadFile(self._tars[name])
-        start = stop = count = 0
+        start = count = 0
         try:
-            for _, parts in samples(file, 0, file.size):
-                if count == size:
-                    stop = parts[0][1].header
+            for sample, may_begin in _samples_with_starts(file):
+                if count >= size and may_begin:
+                    stop = sample[1][0][1].header
                     yield Split(name, start, stop, count)
                     start, count = stop, 0
                 count += 1
@@ -299,6 +299,37 @@ def _names(parts: list[tuple[str, Member]]) -> str:
 
 def samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
     """Yield the samples of a range; raises TruncatedTarError after the last complete one."""
+    for run in _runs(file, start, stop):
+        yield from _split_run(run)
+
+
+def _samples_with_starts(file: PreadFile) -> Iterator[tuple[Sample, bool]]:
+    """Yield a tar's samples, each with whether a range may begin at it; raises as ``samples``.
+
+    Read from there on, the tar must have the same samples. Within a run that isn't so if its key
+    goes on in the next run, which begins where a kind comes again, or if no image follows.
+    """
+    run: list[Member] = []
+    try:
+        for following in _runs(file, 0, file.size):
+            yield from _with_starts(run, following)
+            run = following
+    except TruncatedTarError:
+        yield from _with_starts(run, [])
+        raise
+    yield from _with_starts(run, [])
+
+
+def _with_starts(run: list[Member], following: list[Member]) -> Iterator[tuple[Sample, bool]]:
+    goes_on = bool(run and following) and _key(run[0].name)[0] == _key(following[0].name)[0]
+    images = [m.header for m in run if _key(m.name)[1].endswith(IMAGE_SUFFIXES)]
+    for index, sample in enumerate(_split_run(run)):
+        header = sample[1][0][1].header
+        yield sample, index == 0 or (not goes_on and bool(images) and header <= images[-1])
+
+
+def _runs(file: PreadFile, start: int, stop: int) -> Iterator[list[Member]]:
+    """Yield the runs of members of one key; raises TruncatedTarError after the last."""
     run: list[Member] = []
     kinds: set[str] = set()
     key = ""
@@ -308,14 +339,17 @@ def samples(file: PreadFile, start: int, stop: int) -> Iterator[Sample]:
             if not kind or not following or following.endswith("/"):
                 continue
             if following != key or kind in kinds:
-                yield from _split_run(run)
+                if run:
+                    yield run
                 key, run, kinds = following, [], set()
             run.append(member)
             kinds.add(kind)
     except TruncatedTarError:
-        yield from _split_run(run)
+        if run:
+            yield run
         raise
-    yield from _split_run(run)
+    if run:
+        yield run
 
 
 def _split_run(run: list[Member]) -> Iterator[Sample]:
