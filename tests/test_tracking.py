@@ -1,6 +1,7 @@
 """Experiment trackers: the real packages, with stores on disk."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def run_stage(uri: Path, *, stop_after: int | None = None) -> None:
         )
         lines = "".join(json.dumps(record) + "\n" for record in result.log)
         (uri / "log.jsonl").write_text(lines)
+        shutil.copy(uri / "state" / "cost.json", uri)
         artifact = {
             "kind": "clip",
             "digest": "1" * 64,
@@ -79,8 +81,13 @@ def test_a_training_that_is_resumed_is_one_run_of_mlflow(tmp_path: Path, mlflow_
     history = mlflow_store.get_metric_history(run.info.run_id, "loss")
     # Steps 4 and 5 were done twice, after the checkpoint of step 3.
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in log]
+    metrics = run.data.metrics
+    assert (metrics["cost/restarts"], metrics["cost/lost_steps"]) == (1, 2)
+    assert metrics["cost/device_hours"] > 0
     assert run.data.params["train.schedule.lr"] == "0.01"
     tags = run.data.tags
+    assert (tags["clipmill.cost.restarts"], tags["clipmill.cost.lost_steps"]) == ("1", "2")
+    assert "CPU core" in tags["clipmill.cost.device"]
     assert tags["clipmill.uri"] == str(uri)
     assert tags["clipmill.digest"] == "1" * 64
     assert tags["clipmill.parent.dataset"] == tags["clipmill.parent.dataset1"]
