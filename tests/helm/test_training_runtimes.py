@@ -84,17 +84,17 @@ def test_the_table_has_the_images_that_the_chart_installs():
 
 
 def test_events_of_a_training_need_its_identity_a_token_and_one_right():
-    (container,) = job_spec(profile(""))["template"]["spec"]["containers"]
+    (container,) = job_spec(lean(""))["template"]["spec"]["containers"]
     fields = {v["name"]: v["valueFrom"]["fieldRef"]["fieldPath"] for v in container["env"]}
     assert fields == dict(POD_VARIABLES)
     (mount,) = (m for m in container["volumeMounts"] if m["name"] == "token")
     assert mount["mountPath"] == str(SERVICE_ACCOUNT)
-    rights = {r["metadata"]["name"]: r for r in render(profile("")) if r["kind"] == "Role"}
+    rights = {r["metadata"]["name"]: r for r in render(lean("")) if r["kind"] == "Role"}
     assert rights["clipmill-train"]["rules"] == [
         {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}
     ]
 
-    without = deep(profile(""), "training.events", False)
+    without = deep(lean(""), "training.events", False)
     spec = job_spec(without)["template"]["spec"]
     assert "env" not in spec["containers"][0]
     assert "token" not in {volume["name"] for volume in spec["volumes"]}
