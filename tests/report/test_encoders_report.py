@@ -71,6 +71,7 @@ def test_the_page_tells_the_run(make_run) -> None:
         "endpoint",
         "quarantine",
         "time",
+        "cost",
         "provenance",
     ]
     assert "G+S is better than G on segmentation and depth" in found["header"]
