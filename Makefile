@@ -3,6 +3,7 @@
 # make test    run the quick test suite
 # make check   run what CI runs
 # make kustomize REGISTRY=R NAMESPACE=N OUT=DIR    write a kustomize base and overlays
+# make bench   measure all parts against pinned peers and the limit, in .venv-peers; PART=loader: one
 # make docs    build the documentation site into site/, in .venv-docs
 #
 #   PYTHON   Python 3.11 to 3.13 (python3, or what .venv was made from)
@@ -32,7 +33,8 @@ SMOKE := $(addprefix tests/, test_config.py test_errors.py test_tree.py recipes/
     pretrain/test_contrastive.py tasks/test_segmentation_objective.py tasks/test_evaluation.py \
     serve/test_bodies.py serve/test_answers.py report/test_summary.py cluster/test_argo.py)
 
-.PHONY: demo test smoke check kustomize docs format lock clean installed-demo installed-dev installed-docs
+.PHONY: demo test smoke check kustomize bench docs format lock clean \
+    $(addprefix installed-, demo dev docs peers)
 
 demo: installed-demo
 	$(BIN)/python -m clipmill demo
@@ -56,6 +58,11 @@ kustomize: installed-dev
 	$(BIN)/python -m clipmill.pipelines.kustomize --registry "$(REGISTRY)" \
 	    --namespace "$(or $(NAMESPACE),clipmill)" --out "$(or $(OUT),kustomize)"
 
+bench: VENV = .venv-peers
+bench: installed-peers
+	@$(INSTALL) --venv .venv-img2dataset img2dataset
+	$(BIN)/python benchmarks/bench.py $(PART)
+
 docs: VENV = .venv-docs
 docs: installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -67,10 +74,10 @@ format: installed-dev
 lock: installed-dev
 	$(BIN)/python requirements/lock.py
 
-installed-demo installed-dev installed-docs: installed-%:
+installed-demo installed-dev installed-docs installed-peers: installed-%:
 	@command -v "$(PYTHON)" > /dev/null || { \
 	    echo "error: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make ... PYTHON=python3.12" >&2; exit 2; }
 	@$(INSTALL) $*
 
 clean:
-	rm -rf "$(VENV)" .venv-docs site .clipmill
+	rm -rf "$(VENV)" .venv-docs .venv-peers .venv-img2dataset site .clipmill

@@ -20,6 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted((ROOT / "requirements").glob("*.txt"))
 DOCS = ROOT / "requirements" / "docs.txt"
 """The documentation's, in an environment of its own: no torch."""
+PEERS, IMG2DATASET = (ROOT / "requirements" / f"{name}.txt" for name in ("peers", "img2dataset"))
+"""The benchmarks' peers, in two environments of their own; the second has no torch."""
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = {"linux x86_64": "Linux", "linux aarch64": "Linux", "darwin arm64": "Darwin"}
 INDEX = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
@@ -67,7 +69,9 @@ def fitting_tags(platform, python):
     }
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f != DOCS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f not in {DOCS, IMG2DATASET}], ids=lambda path: path.stem
+)
 def test_markers_keep_cuda_off_a_mac_and_windows_out_of_linux(path):
     requirements = pins(path)
     assert len(requirements) > 50
@@ -81,9 +85,9 @@ def test_markers_keep_cuda_off_a_mac_and_windows_out_of_linux(path):
 
 def test_every_requirement_has_a_pin_that_satisfies_it_on_every_platform():
     extras = dict(PROJECT["optional-dependencies"])
-    docs = extras.pop("docs")
+    docs, peers = extras.pop("docs"), extras.pop("peers")
     others = [text for texts in extras.values() for text in texts]
-    for path, texts in ((DOCS, docs), (ROOT / "requirements" / "dev.txt", others)):
+    for path, texts in ((DOCS, docs), (PEERS, peers), (ROOT / "requirements" / "dev.txt", others)):
         direct = [Requirement(text) for text in [*texts, *PROJECT["dependencies"]]]
         for platform in PLATFORMS:
             for python in PYTHONS:

@@ -1,10 +1,9 @@
 """The same network behind LitServe, with batches as large, and as long waited for, as ours.
 
-    python benchmarks/serve_litserve.py PORT MODEL_URI [--predictor]
+    python -m parts.serve_litserve PORT MODEL_URI
 
-The network is called with a stacked batch, as LitServe's documentation does it; with
-``--predictor``, by our own predictor. Pixels come as a form's file, which is LitServe's way to take
-bytes. Needs LitServe, which clipmill itself doesn't.
+The network is called with a stacked batch, as LitServe's documentation does it. Pixels come as a
+form's file, which is LitServe's way to take bytes.
 """
 
 import sys
@@ -22,13 +21,12 @@ from clipmill.tasks.predictor import Predictor
 class Lit(litserve.LitAPI):  # type: ignore[misc]
     """Square images in, class ids out."""
 
-    def __init__(self, uri: str, *, by_predictor: bool) -> None:
+    def __init__(self, uri: str) -> None:
         config = ServingConfig()
         super().__init__(
             max_batch_size=config.max_batch_size, batch_timeout=config.max_wait_seconds
         )
         self._uri = uri
-        self._by_predictor = by_predictor
 
     def setup(self, device: str) -> None:
         """Load the network, in the worker."""
@@ -47,12 +45,10 @@ class Lit(litserve.LitAPI):  # type: ignore[misc]
 
     def predict(self, images: list[Any]) -> list[Any]:
         """Class ids (S, S) of each."""
-        if not self._by_predictor:
-            images_BSS3 = torch.from_numpy(np.stack(images))
-            with torch.inference_mode():
-                pixels_B3SS = images_BSS3.permute(0, 3, 1, 2).float() / 255
-                return list(self._predictor._network(pixels_B3SS).numpy())  # noqa: SLF001
-        return [next(iter(found.values())) for found in self._predictor.predict(images)]
+        images_BSS3 = torch.from_numpy(np.stack(images))
+        with torch.inference_mode():
+            pixels_B3SS = images_BSS3.permute(0, 3, 1, 2).float() / 255
+            return list(self._predictor._network(pixels_B3SS).numpy())  # noqa: SLF001
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         """As they are."""
@@ -64,8 +60,7 @@ class Lit(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    lit = Lit(sys.argv[2], by_predictor="--predictor" in sys.argv)
-    server = litserve.LitServer(lit, accelerator="cpu", workers_per_device=1)
+    server = litserve.LitServer(Lit(sys.argv[2]), accelerator="cpu", workers_per_device=1)
     server.run(
         host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning"
     )

@@ -1,6 +1,6 @@
 """The same network behind KServe as its documentation has it: no batches, no limits.
 
-python benchmarks/serve_fastapi_baseline.py PORT MODEL_URI
+python -m parts.serve_kserve PORT MODEL_URI
 """
 
 import sys

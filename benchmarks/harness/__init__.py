@@ -1,0 +1,1 @@
+"""Run what is compared in processes that take turns; measure, compare outputs, write results."""
