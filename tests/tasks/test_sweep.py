@@ -199,6 +199,8 @@ def test_tpe_is_resumed_with_the_same_points(nyu_folder, tmp_path):
 
     page = sweep_page(result)
     assert "by tpe" in page
+    (points,) = re.findall(r"Every point.*?</table>", page, re.DOTALL)
+    assert all(f"<td>{p['train.schedule.lr']:g}</td>" in points for p in result.points)
     assert "further seeds" in page
     best = result.best.point
     assert f"{fmean(result.repeat_values(best)):.3f}" in page

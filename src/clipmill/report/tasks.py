@@ -275,7 +275,7 @@ def _table(result: SweepResult, metric: Metric) -> Section:
         key=lambda t: (t.rung, t.value is not None, metric.improvement(t.value or 0.0, 0.0)),
         reverse=True,
     )
-    paths = list(result.config.grid)
+    paths = list(result.config.space)
     rows = [
         [
             str(rank),
