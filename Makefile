@@ -20,8 +20,8 @@ BIN = "$(VENV)"/bin
 export MMCV_WITH_OPS := 0
 # Bytecode is kept: without it each start of torch and OpenMMLab compiles for eight seconds.
 unexport PYTHONDONTWRITEBYTECODE
-# Workers run side by side: one thread each.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Workers run side by side: one thread each, and whole files, so that no fixture is made twice.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # A Python that nobody named gives way to the environment's own.
 INSTALL = "$(PYTHON)" requirements/environment.py --venv "$(VENV)" --torch $(TORCH) \
     --index $(TORCH_INDEX) $(if $(filter file,$(origin PYTHON)),--any-python)
