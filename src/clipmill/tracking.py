@@ -284,6 +284,9 @@ def mlflow_client(address: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
+    if address:
+        # MLflow's file store opens clients of its own, which would make ./mlflow.db.
+        os.environ.setdefault("MLFLOW_TRACKING_URI", address)
     return MlflowClient(address or None)
 
 
