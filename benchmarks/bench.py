@@ -23,13 +23,24 @@ from typing import Any
 from harness.case import Case, Contender, Sizes, difference
 from harness.machine import machine, versions
 from harness.processes import ContenderError, ContenderProcess, private_pipes
-from harness.results import page, table
+from harness.results import page, read, table
 from harness.session import EndOfLapsError, PipeSession
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("start", "sharding", "loader", "pretrain-step", "serving")
+PARTS = (
+    "start",
+    "sharding",
+    "loader",
+    "pretrain-step",
+    "finetune-step",
+    "recaption",
+    "selection",
+    "serving",
+)
 SCRIPTS = ("asyncio script", "pandas script", "pyarrow script")
 """Peers that are a few lines of ours around public libraries."""
+GROWTH = "scale"
+"""The part with a time budget of its own: only where it's named."""
 PAGE = ROOT / "docs" / "performance.md"
 RECORDED = ROOT / "benchmarks" / "results.jsonl"
 ENVIRONMENTS = {
@@ -192,10 +203,23 @@ def measure(options: argparse.Namespace) -> int:
             seconds = time.perf_counter() - started
             sys.stderr.write(f"{part}, {case.name}: {seconds:.0f} s\n")
     text = table(path.read_text().splitlines())
+    if GROWTH in options.parts:
+        text += "\n" + write_growth(path, options.out / "growth.svg")
     (options.out / "table.md").write_text(text)
     print(text)
     sys.stderr.write(f"raw results: {path}\n")
     return 1 if num_failed else 0
+
+
+def write_growth(results: Path, picture: Path) -> str:
+    """Draw the growth of a result file's stages; return the table."""
+    from parts.scale import growth_table, plot
+
+    run, measured, _ = read(results.read_text().splitlines())
+    machine = run["machine"]
+    caption = f"{run['date']}, {machine['processor']}, {machine['cores']} cores, "
+    plot(measured, picture, f"{caption}load {machine['load']:.1f} to {run['load_after']:.1f}")
+    return growth_table(measured)
 
 
 def main() -> int:
@@ -204,7 +228,7 @@ def main() -> int:
         be_contender(*sys.argv[2:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, {GROWTH}")
     parser.add_argument("--rounds", type=int, help="laps of each contender; a case's own number")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: to see that it works")
     parser.add_argument(
@@ -214,8 +238,8 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, help="folder for temporary data")
     parser.add_argument("--page", action="store_true", help="write docs/performance.md, and end")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: of {', '.join(PARTS)}")
+    if unknown := set(options.parts) - {*PARTS, GROWTH}:
+        parser.error(f"no part {', '.join(sorted(unknown))}: of {', '.join(PARTS)}, {GROWTH}")
     if options.page:
         PAGE.write_text(page(PAGE.read_text(), RECORDED))
         return 0

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from parts.sharding import write_source
 from scale_plan import ScaleRates, scale_plan
-from shard import write_pairs
 
 from clipmill.data.shards.finalize import FINGERPRINT, find_duplicates
 from clipmill.data.shards.plan import ShardConfig, plan_shards
@@ -134,7 +134,8 @@ def find_doubles(scratch: Path, count: int) -> float:  # noqa: ARG001
 def measure_sharding(count: int = 1000) -> float:
     """CPU seconds a pair of making shards from 512 x 384 JPEGs, all processes and threads."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = write_pairs(Path(scratch) / "source", count)
+        write_source(Path(scratch), {"pairs": count})
+        source = Path(scratch) / "source"
         config = ShardConfig(fingerprint="metadata")
         plan = plan_shards(config, str(source), str(Path(scratch) / "store"))
         start = time.process_time()

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import uvicorn
-from serve_start import cpu_seconds
+from harness.processes import cpu_seconds
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 

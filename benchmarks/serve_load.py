@@ -1,17 +1,16 @@
-"""Load on an endpoint, beside other servers with the same network and codec.
+"""Load on an endpoint: where the time of a request goes, and what overload does to probes.
 
     python benchmarks/serve_load.py MODEL_URI [--side 512] [--seconds 5] [--rounds 3]
-        [--litserve PYTHON] [--rates RATE ...] [--detection MODEL_URI]
+        [--rates RATE ...] [--detection MODEL_URI]
 
-``MODEL_URI`` is a segmentation model. The peers are a plain KServe model and, run by the given
-interpreter, LitServe around the network and around our predictor; they are measured by turns.
-Prints of each: p50 with one client over the bare forward, images a second with 32 clients that ask
-one after another, and the CPU time that the server took for one; of ours where the time of a
-request goes. Then an open loop sends at ten times its own rate, whether answers come or not (a full
-queue of ours takes ``full_queue_ms`` at the rate at which answers come then), while a process of
-its own probes liveness and, beside it, a server that does nothing; right after, 32 clients ask for
-a second. With rates, that open loop alone is run, on ours. With a detection model, it is run with
-every eighth request a photo of 2048 x 2048 pixels whose masks come as 60 MB of JSON.
+``MODEL_URI`` is a segmentation model; ``bench.py serving`` compares with other servers. Prints p50
+with one client over the bare forward, images a second with 32 clients that ask one after another,
+the CPU time that the server took for one, and where the time of a request goes. Then an open loop
+sends at ten times that rate, whether answers come or not (a full queue takes ``full_queue_ms`` at
+the rate at which answers come then), while a process of its own probes liveness and, beside it, a
+server that does nothing; right after, 32 clients ask for a second. With rates, that open loop alone
+is run. With a detection model, it is run with every eighth request a photo of 2048 x 2048 pixels
+whose masks come as 60 MB of JSON.
 """
 
 import argparse
@@ -32,9 +31,9 @@ from statistics import median, quantiles
 from typing import Any, TextIO
 
 import numpy as np
+from harness.processes import cpu_seconds, tree
 from numpy.typing import NDArray
 from PIL import Image
-from serve_start import cpu_seconds
 
 from clipmill.processes import free_port
 from clipmill.serve.client import pixels_request
@@ -90,7 +89,7 @@ class Target:
 
     def cpu_seconds(self) -> float:
         """CPU time of its processes so far."""
-        return sum(map(cpu_seconds, _tree(self.pid)))
+        return cpu_seconds(self.pid)
 
 
 class MixedTarget(Target):
@@ -114,15 +113,6 @@ def _photo(side: int) -> bytes:
 
 LARGE_PATH = "/v2/models/detection/infer?top_k=7"
 LARGE_BODY = _photo(2048)
-
-
-def _tree(pid: int) -> list[int]:
-    children = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-    return [pid, *(n for child in children for n in _tree(child))]
 
 
 def closed_loop(target: Target, seconds: float) -> tuple[float, float]:
@@ -230,7 +220,7 @@ def start_peer(
     process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def stop() -> None:
-        children = _tree(process.pid)[1:]
+        children = tree(process.pid)[1:]
         process.terminate()
         try:
             process.wait(10)
@@ -243,13 +233,6 @@ def start_peer(
     return port, process.pid
 
 
-def as_form(image_HW3: NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
-    """The pixels as a file of a form, which is LitServe's way to take bytes."""
-    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
-    body = head + image_HW3.tobytes() + b"\r\n--b--\r\n"
-    return body, {"Content-Type": "multipart/form-data; boundary=b"}
-
-
 def main() -> None:
     """Measure all in turn, and print what was found."""
     parser = argparse.ArgumentParser()
@@ -257,7 +240,6 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--litserve", help="a Python that has LitServe and clipmill")
     parser.add_argument("--rates", nargs="+", type=float)
     parser.add_argument("--probe", nargs="+")
     parser.add_argument("--detection", help="URI of a detection model")
@@ -292,16 +274,6 @@ def main() -> None:
                 found = open_loop(targets["clipmill"], control_port, rate, options.seconds / 2)
                 print(json.dumps(found), flush=True)
             return
-        peer = start_peer(
-            sys.executable, "serve_fastapi_baseline.py", options.model, log_path, stack
-        )
-        targets["plain"] = Target(*peer, infer, live, *binary)
-        if options.litserve:
-            form = as_form(image_HW3)
-            start = (options.litserve, "serve_litserve.py", options.model, log_path, stack)
-            targets["litserve"] = Target(*start_peer(*start), "/predict", "/health", *form)
-            peer = start_peer(*start, "--predictor")
-            targets["litserve_predictor"] = Target(*peer, "/predict", "/health", *form)
         for target in targets.values():
             target.wait()
         measure(targets, predictor, image_HW3, ours.url, control_port, options)
@@ -346,13 +318,6 @@ def measure(
     shares = {part: parts[part] / parts["count"] for part in PARTS}
     rest = sum(alone["clipmill"]) / len(alone["clipmill"]) - sum(shares.values())
     results["clipmill"]["mean_ms"] = {name: _ms(s) for name, s in {**shares, "rest": rest}.items()}
-    for name in targets.keys() - {"clipmill"}:
-        pairs = zip(loops["clipmill"], loops[name], strict=True)
-        ratios = [(a[0] / b[0], b[1] / a[1]) for a, b in pairs]
-        results[f"over_{name}"] = {
-            "images_per_second": round(median(r for r, _ in ratios), 2),
-            "images_per_cpu_second": round(median(r for _, r in ratios), 2),
-        }
     print(json.dumps(results, indent=2))
 
 

@@ -18,10 +18,11 @@ import bench  # noqa: E402
 from harness.case import LIMIT, Case, Contender, difference  # noqa: E402
 from harness.machine import versions  # noqa: E402
 from harness.processes import ContenderError, ContenderProcess, cpu_seconds  # noqa: E402
-from harness.results import BEGIN, END, page, read, table  # noqa: E402
+from harness.results import BEGIN, END, Result, page, read, table  # noqa: E402
 from harness.session import EndOfLapsError, LocalSession  # noqa: E402
+from parts.scale import growth_table, plot  # noqa: E402
 
-PARTS = bench.PARTS
+PARTS = (*bench.PARTS, bench.GROWTH)
 
 
 def distinct_cases():
@@ -249,6 +250,29 @@ def test_the_table_has_medians_of_ratios_with_their_spread_and_the_bars():
         "50, 50, 50",
         "1x of other: met; 0.5x of limit: **missed**",
     ]
+
+
+def test_growth_is_an_exponent_of_time_and_a_ratio_of_memory(tmp_path):
+    results = []
+    for factor, seconds, held in ((1, 1.0, 100e6), (10, 11.0, 100e6), (100, 144.0, 109e6)):
+        sizes = {"base": 1000, "factor": factor, "per_shard": 10}
+        case = {"part": "scale", "case": f"sort, {factor} n", "ours": "clipmill", "sizes": sizes}
+        lap = {"seconds": seconds, "count": 1000 * factor, "peak_bytes": held}
+        results.append(Result(case, {"clipmill": [lap]}))
+    row = growth_table(results).splitlines()[-1]
+    # log 144 / log 100, just above 1.
+    cells = [
+        "sort",
+        "1,000, 10,000, 100,000",
+        "1, 11, 144",
+        "100, 100, 109",
+        "1.08",
+        "1.09x",
+        "met",
+    ]
+    assert row == "| " + " | ".join(cells) + " |"
+    plot(results, tmp_path / "growth.svg", "a machine")
+    assert "</svg>" in (tmp_path / "growth.svg").read_text()
 
 
 def test_a_fault_is_in_the_table_and_its_case_is_not():

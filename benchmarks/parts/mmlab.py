@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imgaug  # noqa: F401  # of mmdet.datasets, which needs all of it: not lazily
 from torch import Tensor, nn
 
 from clipmill.engine.config import TrainConfig
