@@ -40,7 +40,8 @@ def test_a_task_model_predicts_as_with_torch(task, tmp_path):
     for one, other in zip(expected, predictor.predict(IMAGES), strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - {"masks"}:
-            np.testing.assert_allclose(other[name], one[name], rtol=1e-3, atol=1e-3)
+            atol = 0.05 if name == "boxes" else 1e-3  # of boxes pixels
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-3, atol=atol)
     assert sum(len(batch) for batch in embeddings) == len(IMAGES)
 
 
