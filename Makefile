@@ -3,7 +3,7 @@
 # make test    run the quick test suite
 # make check   run what CI runs
 # make kustomize REGISTRY=R NAMESPACE=N OUT=DIR    write a kustomize base and overlays
-# make bench   measure all parts against pinned peers and the limit, in .venv-peers; PART=loader: one
+# make bench   measure all parts against pinned peers and the limit; PART=loader: one of them
 # make docs    build the documentation site into site/, in .venv-docs
 #
 #   PYTHON   Python 3.11 to 3.13 (python3, or what .venv was made from)
