@@ -170,7 +170,8 @@ def asyncio_script(folder: Path, sizes: Sizes, session: Session) -> None:
     async def caption_all(port: int) -> list[str]:
         at_once = asyncio.Semaphore(sizes["concurrency"])
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        limits = httpx.Limits(max_connections=sizes["concurrency"])
+        connections = sizes["concurrency"]
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         async with httpx.AsyncClient(limits=limits, timeout=60) as client:
 
             async def caption(image: bytes, text: str) -> str:
