@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,8 @@ def sizes_of(part: str, case: Case, options: argparse.Namespace) -> dict[str, in
 
 def measure(options: argparse.Namespace) -> int:
     """Run the parts, print the table; return the exit code."""
+    # Contenders that stand still wouldn't end by themselves.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.jsonl"
     before = machine()
