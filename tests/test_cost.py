@@ -43,6 +43,17 @@ def test_sums():
     ]
 
 
+def test_amounts_too_small_to_show_are_not_zero():
+    cost = RunCost((session(seconds=0.4, energy_joules=360.0, price=1.0, currency="USD"),))
+    assert cost_cells(cost)[:4] == [
+        "below 0.001 of H200",
+        "below 0.001",
+        "below 0.001 kWh",
+        "below 0.01 USD",
+    ]
+    assert cost_cells(RunCost((session(seconds=0.0),)))[1] == "0.000"
+
+
 def test_what_is_not_known_is_not_guessed():
     known = session(seconds=60, energy_joules=5.0, price=1.0, currency="EUR")
     cost = RunCost((known, session(seconds=60)))

@@ -1,6 +1,7 @@
 """Training runs of a store, finished or not, compared by settings and curves."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ _CURVES = {
     "logit_scale": ("Logit scale", "what cosines are multiplied with"),
     "samples_per_second": ("Samples a second", "all ranks together"),
     "data_wait": ("Waiting for data", "share of the time"),
-    "mfu": ("Model FLOPs utilisation", "share of the device's peak"),
+    "mfu": ("Model FLOPs utilization", "share of the device's peak"),
     "learning_rate": ("Learning rate", "of the fastest group"),
 }
 
@@ -119,7 +120,8 @@ def runs_page(store: str, runs: Sequence[TrainingRun]) -> str:
         "header", tag("h1", "Training runs"), tag("p", f"{len(runs)} under {store}", class_="lead")
     )
     costs = cost_section({run.name: run.cost for run in runs})
-    return document("Training runs", header, [_table(runs), costs, _curves(runs), _settings(runs)])
+    sections = [_table(runs), costs, _curves(runs), _single_values(runs), _settings(runs)]
+    return document("Training runs", header, [part for part in sections if part is not None])
 
 
 def _finished(store: str, name: str) -> TrainingRun:
@@ -188,8 +190,7 @@ def _settings(runs: Sequence[TrainingRun]) -> Section:
 
 
 def _curves(runs: Sequence[TrainingRun]) -> Section:
-    names = {key for run in runs for record in run.log for key in record} - {"step"}
-    names = {name for name in names if not name.startswith("source/")}
+    names = {name for name, count in _num_records(runs).items() if count > 1}
     order = [n for n in _CURVES if n in names] + sorted(names - _CURVES.keys())
     charts = [chart for name in order if (chart := _curve(name, runs))]
     for run in runs:
@@ -197,6 +198,32 @@ def _curves(runs: Sequence[TrainingRun]) -> Section:
     if not charts:
         return section("curves", "Curves", empty_section("No run has left a record yet."))
     return section("curves", "Curves", tag("div", concat(*charts), class_="charts"))
+
+
+def _single_values(runs: Sequence[TrainingRun]) -> Section | None:
+    """What each run has logged once at most, such as retrieval after the last update."""
+    names = sorted(name for name, count in _num_records(runs).items() if count == 1)
+    if not names:
+        return None
+    rows = [
+        [
+            name,
+            *(format_cell(next((r[name] for r in run.log if name in r), None), 3) for run in runs),
+        ]
+        for name in names
+    ]
+    head = ["Metric", *(run.name.rpartition("/")[2] for run in runs)]
+    body = table("Values that no run has logged more than once.", head, rows, class_="small")
+    return section("values", "Metrics after training", body)
+
+
+def _num_records(runs: Sequence[TrainingRun]) -> dict[str, int]:
+    """Count each metric's records in the run that has most of them; not those of sources."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        for name, count in Counter(key for record in run.log for key in record).items():
+            counts[name] = max(counts.get(name, 0), count)
+    return {n: c for n, c in counts.items() if n != "step" and not n.startswith("source/")}
 
 
 def _curve(name: str, runs: Sequence[TrainingRun]) -> Html | None:

@@ -31,17 +31,27 @@ def cost_cells(cost: RunCost | None) -> list[str]:
     """Return the cells of a run below :data:`HEADER`."""
     if cost is None:
         return ["not recorded", *[""] * (len(HEADER) - 1)]
-    hours = ", ".join(f"{value:,.3f} of {kind}" for kind, value in cost.device_hours.items())
-    prices = ", ".join(f"{amount:,.2f} {currency}" for currency, amount in cost.prices.items())
+    hours = ", ".join(f"{_amount(value, 3)} of {kind}" for kind, value in cost.device_hours.items())
+    prices = ", ".join(
+        f"{_amount(amount, 2)} {currency}" for currency, amount in cost.prices.items()
+    )
     return [
         hours,
-        f"{cost.wall_hours:,.3f}",
-        "not readable" if cost.energy_kwh is None else f"{cost.energy_kwh:,.3f} kWh",
+        _amount(cost.wall_hours, 3),
+        "not readable" if cost.energy_kwh is None else f"{_amount(cost.energy_kwh, 3)} kWh",
         prices or "not configured",
         f"{cost.num_restarts:,}",
         f"{cost.lost_steps:,}",
         format_duration(cost.lost_seconds),
     ]
+
+
+def _amount(value: float, decimals: int) -> str:
+    """Format an amount; one that would be rounded to 0 is below what can be shown."""
+    smallest = 10.0**-decimals
+    if 0 < value < smallest:
+        return f"below {smallest:.{decimals}f}"
+    return f"{value:,.{decimals}f}"
 
 
 def cost_section(costs: Mapping[str, RunCost | None]) -> Section:
