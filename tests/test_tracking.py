@@ -65,6 +65,7 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def runs_of(client: Any) -> list[Any]:
     experiment = client.get_experiment_by_name("clipmill")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     return list(client.search_runs([experiment.experiment_id]))
 
 
@@ -77,6 +78,8 @@ def test_a_training_that_is_resumed_is_one_run_of_mlflow(tmp_path: Path, mlflow_
     run_stage(uri)
     (run,) = runs_of(mlflow_store)
     assert (run.info.status, run.info.run_name) == ("FINISHED", uri.name)
+    assert run.info.end_time > run.info.start_time
+    assert run.data.tags["mlflow.source.name"].startswith("clipmill ")
     log = [json.loads(line) for line in (uri / "log.jsonl").read_text().splitlines()]
     history = mlflow_store.get_metric_history(run.info.run_id, "loss")
     # Steps 4 and 5 were done twice, after the checkpoint of step 3.
@@ -108,6 +111,10 @@ def test_a_command_that_is_repeated_sends_what_a_tracker_has_missed(
     history = mlflow_store.get_metric_history(run.info.run_id, "loss")
     assert [m.step for m in history] == list(range(1, CONFIG.steps + 1))
     assert "clipmill.seconds" not in run.data.tags
+    with Stage("pretrain") as stage:
+        stage.set_output(str(uri))
+    (again,) = runs_of(mlflow_store)
+    assert again.info.end_time == run.info.end_time
 
 
 def test_a_promotion_is_a_version_of_a_registered_model(tmp_path: Path, mlflow_store: Any) -> None:

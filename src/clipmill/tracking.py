@@ -29,6 +29,7 @@ from clipmill.errors import ArtifactError, ConfigError, StorageError
 from clipmill.lineage import LOG_FILE
 from clipmill.processes import is_first_rank
 from clipmill.storage import absolute_uri, exists, join, read_bytes
+from clipmill.version import clipmill_version
 
 TRACKING_VARIABLE: Final = "CLIPMILL_TRACKING"
 """Environment variable that names the tracker."""
@@ -39,6 +40,8 @@ _PACKAGES: Final = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "
 _CLOSE_SECONDS: Final = {"finished": 20.0, "failed": 5.0, "stopped": 5.0}
 _MAX_RETRY_SECONDS: Final = 30.0
 _EXPERIMENT: Final = "clipmill"
+# MLflow 3 opens an experiment without it on its page of traces of language models.
+_EXPERIMENT_TAGS: Final = {"mlflow.experimentKind": "custom_model_development"}
 _MAX_PARAMS: Final = 100  # that MLflow takes at once
 _MAX_METRICS: Final = 1000
 _MAX_TRIALS: Final = 1000
@@ -293,10 +296,13 @@ def mlflow_client(address: str) -> Any:
 class MlflowTracker(Tracker):
     """A run in MLflow, of the experiment ``MLFLOW_EXPERIMENT_NAME`` (default: ``clipmill``)."""
 
-    def __init__(self, client: Any, run_id: str, last_step: int) -> None:
+    def __init__(
+        self, client: Any, run_id: str, last_step: int, end_time: int | None = None
+    ) -> None:
         self._client = client
         self._run_id = run_id
         self._last_step = last_step
+        self._end_time = end_time
 
     @classmethod
     def open(cls, address: str, uri: str) -> Self:
@@ -304,18 +310,25 @@ class MlflowTracker(Tracker):
         client = mlflow_client(address)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
         experiment = client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(name, tags=_EXPERIMENT_TAGS)
+        )
         key = _key(uri)
         runs = client.search_runs([experiment_id], f"tags.`clipmill.key` = '{key}'", max_results=1)
         if not runs:
-            tags = {"clipmill.key": key}
+            tags = {"clipmill.key": key, "mlflow.source.name": f"clipmill {clipmill_version()}"}
             run = client.create_run(experiment_id, tags=tags, run_name=uri.rpartition("/")[2])
             return cls(client, run.info.run_id, -1)
         run = runs[0]
         client.update_run(run.info.run_id, status="RUNNING")
         metric = "loss" if "loss" in run.data.metrics else next(iter(run.data.metrics), None)
         history = client.get_metric_history(run.info.run_id, metric) if metric else []
-        return cls(client, run.info.run_id, max((m.step for m in history), default=-1))
+        last_step = max((m.step for m in history), default=-1)
+        # What is sent later of a finished run doesn't prolong it.
+        end_time = run.info.end_time if run.info.status == "FINISHED" else None
+        return cls(client, run.info.run_id, last_step, end_time)
 
     @property
     def last_step(self) -> int:
@@ -383,7 +396,7 @@ class MlflowTracker(Tracker):
     def set_status(self, status: Status) -> None:
         """Record the run's state."""
         names = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-        self._client.update_run(self._run_id, status=names[status])
+        self._client.set_terminated(self._run_id, status=names[status], end_time=self._end_time)
 
 
 class TensorBoardTracker(Tracker):
