@@ -1,7 +1,13 @@
 """Experiment trackers: the real packages, with stores on disk."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from clipmill.cli import app
 from clipmill.engine.config import ScheduleConfig, TrainConfig
 from clipmill.engine.trainer import train
 from clipmill.errors import ConfigError, TrainingError
+from clipmill.processes import free_port
 from clipmill.stage_records import Stage
 from clipmill.tracking import TrackedRun, Tracker, check_tracking, open_run
 from helpers.regression import Regression, regression_batches
@@ -54,17 +61,67 @@ def run_stage(uri: Path, *, stop_after: int | None = None) -> None:
         stage.set_output(str(uri))
 
 
-@pytest.fixture
-def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server with a database: the whole package, which the tests don't install."""
+    python = os.environ.get("MLFLOW_PYTHON", "")
+    if not python:
+        pytest.skip("MLFLOW_PYTHON names no Python that has the package mlflow with its server")
+    folder = tmp_path_factory.mktemp("mlflow")
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    options = {
+        "--host": "127.0.0.1",
+        "--port": url.rpartition(":")[2],
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{folder / 'runs.db'}",
+        "--default-artifact-root": str(folder / "artifacts"),
+    }
+    command = [
+        python,
+        "-m",
+        "mlflow",
+        "server",
+        *(part for pair in options.items() for part in pair),
+    ]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(url, (folder / "log").read_text)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(url: str, log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline, log()
+            time.sleep(0.2)
+
+
+@pytest.fixture(params=["files", "server"])
+def mlflow_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv(tracking.TRACKING_VARIABLE, f"mlflow:{tmp_path / 'mlruns'}")
-    return MlflowClient(str(tmp_path / "mlruns"))
+    if request.param == "server":
+        address = request.getfixturevalue("mlflow_server")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
+    else:
+        address = str(tmp_path / "mlruns")
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv(tracking.TRACKING_VARIABLE, f"mlflow:{address}")
+    return MlflowClient(address)
 
 
 def runs_of(client: Any) -> list[Any]:
-    experiment = client.get_experiment_by_name("clipmill")
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "clipmill")
+    experiment = client.get_experiment_by_name(name)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     return list(client.search_runs([experiment.experiment_id]))
 
