@@ -2,7 +2,7 @@
 
 All read the same JPEG files, crop and resize alike, and tokenize both captions. The filter is
 applied by clipmill while it reads; the peers' copies hold only what it keeps. open_clip's own
-pipeline has one caption, and hands out normalized floats: ours does that beside it.
+pipeline has one caption, and hands out normalized floats: ours does the same in a case of its own.
 """
 
 import io
@@ -43,7 +43,7 @@ def write_data(folder: Path, sizes: Sizes) -> None:
     from clipmill.data.shards.write import write_dataset
 
     source = folder / "source"
-    _write_source(source, sizes["samples"], sizes["image_size"])
+    write_source(source, sizes["samples"], sizes["image_size"])
     config = ShardConfig(samples_per_shard=SHARD_SAMPLES)
     dataset = Dataset.open(write_dataset(config, str(source), str(folder / "store")))
     generator = random.Random(0)  # noqa: S311
@@ -72,7 +72,7 @@ def write_data(folder: Path, sizes: Sizes) -> None:
     (folder / _KEPT).write_text(json.dumps(state))
 
 
-def _write_source(folder: Path, count: int, size: int) -> None:
+def write_source(folder: Path, count: int, size: int) -> None:
     """Pairs of drawn scenes, each many times, with a caption of its own."""
     from PIL import Image
 
