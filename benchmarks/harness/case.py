@@ -1,4 +1,4 @@
-"""What is compared: contenders of a case, their sizes, and the bars."""
+"""Cases of the benchmarks: contenders, sizes and bars."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Contender:
     packages: tuple[str, ...] = ()
     """Distributions whose versions are recorded."""
     settings: str = ""
-    """How it's set up, in a few words."""
+    """Its setup, in a few words."""
     at_least: float | None = None
     """The bar: how many times its rate ours shall have."""
     environment: str = "peers"
@@ -44,7 +44,7 @@ class Case:
     name: str
     """As the table shows it."""
     unit: str
-    """What is counted, in the plural."""
+    """Unit of the count, in the plural."""
     contenders: tuple[Contender, ...]
     """Ours first."""
     sizes: Sizes

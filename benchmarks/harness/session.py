@@ -1,4 +1,4 @@
-"""What a contender calls: it waits for its turn, and its laps are measured."""
+"""Turns and clocks of a contender, which calls this before and after each lap."""
 
 import json
 import time

@@ -1,1 +1,1 @@
-"""What ``benchmarks/bench.py`` compares: a module a part, each with its ``CASES``."""
+"""Parts of ``benchmarks/bench.py``: a module each, with its ``CASES``."""

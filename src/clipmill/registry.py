@@ -96,18 +96,18 @@ class ModelRegistry(ABC):
             ServerError: the registry doesn't answer, or refuses.
         """
         known = self.versions(model)
-        found = [v for v in known if v.version == version]
-        if not found and len(version) >= _MIN_DIGEST:
-            found = [v for v in known if v.digest.startswith(version)]
-        if len(found) != 1:
+        matches = [v for v in known if v.version == version]
+        if not matches and len(version) >= _MIN_DIGEST:
+            matches = [v for v in known if v.digest.startswith(version)]
+        if len(matches) != 1:
             listed = ", ".join(f"{v.version} ({v.digest[:12]})" for v in known[:10]) or "none"
             raise NotFoundError(
-                f"{model} has {'several versions' if found else 'no version'} {version} in "
+                f"{model} has {'several versions' if matches else 'no version'} {version} in "
                 f"{self.name}",
                 expected=f"one of: {listed}",
                 action=f"give its number, or {_MIN_DIGEST} or more characters of its digest",
             )
-        return found[0]
+        return matches[0]
 
 
 class MlflowRegistry(ModelRegistry):
@@ -124,10 +124,10 @@ class MlflowRegistry(ModelRegistry):
     def versions(self, model: str) -> list[RegisteredVersion]:
         """Return the versions of a registered model, the newest first."""
         try:
-            found = mlflow_client(self._address).search_model_versions(f"name = '{model}'")
+            stored = mlflow_client(self._address).search_model_versions(f"name = '{model}'")
         except Exception as error:  # MLflow raises whatever its store does
             raise _unavailable_error(self.name, error) from error
-        found = sorted(found, key=lambda version: -int(version.version))
+        stored = sorted(stored, key=lambda version: -int(version.version))
         return [
             RegisteredVersion(
                 model=model,
@@ -136,7 +136,7 @@ class MlflowRegistry(ModelRegistry):
                 uri=version.tags.get("clipmill.uri", version.source),
                 evaluation=version.tags.get("clipmill.evaluation", ""),
             )
-            for version in found
+            for version in stored
         ]
 
 

@@ -85,7 +85,7 @@ class PromotedModel(Config):
 
     @property
     def is_image(self) -> bool:
-        """Whether its URI is that of a container image."""
+        """True if its URI is that of a container image."""
         return self.uri.startswith(IMAGE_SCHEMES)
 
 

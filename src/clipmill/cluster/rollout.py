@@ -160,7 +160,7 @@ def rollback(
 ) -> Rollout:
     """Roll out a registered version of the endpoint's model, by number or digest.
 
-    It is judged as any rollout is, by the evaluation for which the version was promoted.
+    It is checked as any rollout is, against the evaluation for which the version was promoted.
 
     Raises:
         NotFoundError: the registry has no such version, or its model is gone.
@@ -177,17 +177,17 @@ def rollback(
             expected="--registry kubeflow:URL, or --tracking mlflow:URI",
             action="name the registry, or deploy an earlier promotion by its URI",
         )
-    found = registry.find(f"clipmill-{_served_task(endpoint, api)}", version)
-    result = read_evaluation(found.evaluation)
+    registered = registry.find(f"clipmill-{_served_task(endpoint, api)}", version)
+    result = read_evaluation(registered.evaluation)
     model = promoted_model(result)
     digest = read_metadata(model.uri).digest
-    if digest != found.digest:
+    if digest != registered.digest:
         raise ArtifactError(
             f"{model.uri} has the digest {digest[:12]}",
-            expected=f"{found.digest[:12]}, which {registry.name} has for version {found.version}",
+            expected=f"{registered.digest[:12]}, version {registered.version} of {registry.name}",
             action="restore the model, or roll back to another version",
         )
-    model = replace(model, labels=found.labels)
+    model = replace(model, labels=registered.labels)
     return _rollout_evaluated(result, model, endpoint, config, api)
 
 
@@ -228,7 +228,7 @@ def _rollout_evaluated(
     config: RolloutConfig,
     api: ClusterApi,
 ) -> Rollout:
-    """Roll out an evaluated model, judged by its evaluation."""
+    """Roll out an evaluated model, checked against its evaluation."""
     from clipmill.cluster.canary_checks import Prometheus, check_answers
 
     done = rollout(

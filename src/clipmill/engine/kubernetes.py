@@ -1,4 +1,4 @@
-"""What Kubernetes shows of a training that runs in a pod: a TrainJob's progress, and Events.
+"""Status of a training in Kubernetes: a TrainJob's progress and metrics, and Events of its pod.
 
 Kubeflow Trainer gives the pods of a TrainJob an address for progress and metrics (KEP-2779, feature
 gate ``TrainJobStatus``), which ``kubectl get trainjob -o yaml`` then shows in

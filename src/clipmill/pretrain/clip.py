@@ -420,7 +420,7 @@ class SourceMetrics:
         self._sums_3S += values_3B @ one_hot_BS
 
     def read(self) -> dict[str, Tensor]:
-        """Return ``source/NAME/loss`` and ``accuracy``, and begin anew; NaN without samples."""
+        """Return ``source/NAME/loss`` and ``accuracy``, and reset them; NaN without samples."""
         counts_S, losses_S, accuracies_S = self._dist.all_reduce_sum(self._sums_3S.clone())
         self._sums_3S.zero_()
         means = {"loss": losses_S / counts_S, "accuracy": accuracies_S / counts_S}

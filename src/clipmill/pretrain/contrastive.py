@@ -37,7 +37,7 @@ class RowLosses:
     losses_b: Tensor
     """That of each row, without gradients."""
     is_match_b: Tensor | None
-    """Whether a row's own column is the most similar one, where that was asked for."""
+    """True where a row's own column is the most similar one; None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,7 +201,7 @@ def _curves(runs: Sequence[TrainingRun]) -> Section:
 
 
 def _single_values(runs: Sequence[TrainingRun]) -> Section | None:
-    """What each run has logged once at most, such as retrieval after the last update."""
+    """Return the table of metrics that no run logged more than once; None if there are none."""
     names = sorted(name for name, count in _num_records(runs).items() if count == 1)
     if not names:
         return None

@@ -286,7 +286,7 @@ class Trial:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether it has no value to compare."""
+        """True if it has no value to compare."""
         return self.value is None or math.isnan(self.value)
 
 

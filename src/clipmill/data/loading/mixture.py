@@ -305,7 +305,7 @@ def _quotas(configs: Sequence[MixtureSource]) -> list[int]:
         if not quota:
             raise ConfigError(
                 f"the weight of {config.dataset} was {config.weight:g}, less than a sample of "
-                f"{BLOCK:,} beside {largest:g}",
+                f"{BLOCK:,} next to {largest:g}",
                 expected=f"a share of at least 1/{BLOCK:,}",
                 action="raise it, or leave the dataset out",
             )
