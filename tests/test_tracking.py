@@ -55,7 +55,7 @@ def run_stage(uri: Path, *, stop_after: int | None = None) -> None:
             "parents": [PARENT, PARENT],
             "recipe": {"train": CONFIG.to_json()},
             "metrics": {"loss": result.log[-1]["loss"]},
-            "summary": {"captions": "real"},
+            "summary": {"captions": "real", "seen samples": "64"},
         }
         (uri / "model.json").write_text(json.dumps(artifact))
         stage.set_output(str(uri))
@@ -153,6 +153,7 @@ def test_a_training_that_is_resumed_is_one_run_of_mlflow(tmp_path: Path, mlflow_
     assert tags["clipmill.parent.dataset"] == tags["clipmill.parent.dataset1"]
     assert tags["clipmill.parent.dataset"] == f"s3://b/d {'0' * 64}"
     assert tags["clipmill.captions"] == "real"
+    assert tags["clipmill.seen_samples"] == "64"
 
 
 def test_a_command_that_is_repeated_sends_what_a_tracker_has_missed(

@@ -239,7 +239,7 @@ def track_artifact(
         f"clipmill.parent.{parent['role']}{number or ''}": f"{parent['uri']} {parent['digest']}"
         for number, parent in _numbered(artifact.get("parents", ()))
     }
-    summary = {f"clipmill.{key}": str(text) for key, text in artifact.get("summary", {}).items()}
+    summary = {_tag(key): str(text) for key, text in artifact.get("summary", {}).items()}
     run.set_tags(
         {
             "clipmill.stage": stage,
@@ -274,7 +274,7 @@ def register_promotion(artifact: Mapping[str, Any]) -> None:
         "clipmill.uri": model["uri"],
         "clipmill.digest": model["digest"],
         "clipmill.evaluation": parents["evaluation"]["uri"],
-        **{f"clipmill.{name}": str(text) for name, text in artifact["summary"].items()},
+        **{_tag(name): str(text) for name, text in artifact["summary"].items()},
     }
     run.register(f"clipmill-{task}", tags)
     close_run(model["uri"], "finished")
@@ -291,6 +291,11 @@ def mlflow_client(address: str) -> Any:
         # MLflow's file store opens clients of its own, which would make ./mlflow.db.
         os.environ.setdefault("MLFLOW_TRACKING_URI", address)
     return MlflowClient(address or None)
+
+
+def _tag(name: str) -> str:
+    """Return the tag of an entry of an artifact's summary, such as ``seen samples``."""
+    return f"clipmill.{name.replace(' ', '_')}"
 
 
 class MlflowTracker(Tracker):
